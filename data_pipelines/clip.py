@@ -1,0 +1,168 @@
+"""The Clip record: the one contract between data and everything else.
+
+A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels. Both
+check themselves on construction and name the field that is wrong, the clip and, where known, its file.
+"""
+
+import dataclasses
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+STATES = ("idle", "speaking", "listening")
+REFERENCE_KINDS = ("global", "body view", "expression")
+VIEWS = ("front", "left", "right", "back")
+EXPRESSIONS = (
+  "neutral",
+  "happiness",
+  "sadness",
+  "anger",
+  "surprise",
+  "fear",
+  "disgust",
+  "contempt",
+)
+EMOTIONS = EXPRESSIONS
+LABELS_OF_KIND = (1, len(VIEWS), len(EXPRESSIONS))
+
+
+class ClipError(ValueError):
+  """A clip breaks the contract. The message names field, clip, file, found and expected."""
+
+
+def audio_samples(frames: int, fps: float = 24.0) -> int:
+  """Samples at 16 kHz that belong to `frames` video frames."""
+  return round(frames / fps * SAMPLE_RATE)
+
+
+def latent_frames(frames: int) -> int:
+  """Latent frames of a clip of 1 + 4k video frames (k + 1 of them)."""
+  if frames < 1 or (frames - 1) % 4:
+    raise ValueError(f"a clip has 1 + 4k video frames, found {frames}")
+  return (frames - 1) // 4 + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One decoded example.
+
+  Shapes: video uint8 [T, H, W, 3]; speak_audio, listen_audio float32 [T_audio] mono 16 kHz in [-1, 1],
+  silence where the character or the partner is silent; state int8 [T] (index in STATES); references
+  uint8 [R, H_r, W_r, 3] with reference_kind and reference_label int32 [R] (index in REFERENCE_KINDS,
+  then in VIEWS or EXPRESSIONS; 0 for the global one). `truth` holds what only a renderer knows (puppets:
+  pose [T, 14], emotion [T], attributes, events); it is empty for real video.
+  """
+
+  clip_id: str
+  character_id: str
+  style: str
+  source: str
+  consent: str
+  fps: float
+  text: str
+  video: np.ndarray
+  speak_audio: np.ndarray
+  listen_audio: np.ndarray
+  state: np.ndarray
+  references: np.ndarray
+  reference_kind: np.ndarray
+  reference_label: np.ndarray
+  truth: dict = dataclasses.field(default_factory=dict)
+  file: str = ""
+
+  def __post_init__(self):
+    check = _Checker(self.clip_id, self.file)
+    check.array("video", self.video, np.uint8, (None, None, None, 3))
+    _check_common(self, check, frames=self.video.shape[0])
+    check.array("references", self.references, np.uint8, (None, None, None, 3))
+    _check_references(self, check)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedClip:
+  """A clip whose pixels are latents: latents float32 [F, h, w, C] and references [R, h_r, w_r, C]."""
+
+  clip_id: str
+  character_id: str
+  style: str
+  source: str
+  consent: str
+  fps: float
+  text: str
+  latents: np.ndarray
+  speak_audio: np.ndarray
+  listen_audio: np.ndarray
+  state: np.ndarray
+  references: np.ndarray
+  reference_kind: np.ndarray
+  reference_label: np.ndarray
+  truth: dict = dataclasses.field(default_factory=dict)
+  file: str = ""
+
+  def __post_init__(self):
+    check = _Checker(self.clip_id, self.file)
+    check.array("latents", self.latents, np.float32, (None, None, None, None))
+    check.finite("latents", self.latents)
+    _check_common(self, check, frames=4 * (self.latents.shape[0] - 1) + 1)
+    check.array("references", self.references, np.float32, (None, None, None, None))
+    check.finite("references", self.references)
+    _check_references(self, check)
+
+
+class _Checker:
+  """Raises ClipError with one wording for every field."""
+
+  def __init__(self, clip_id: str, file: str):
+    self.where = f"clip {clip_id!r}" + (f" in {file}" if file else "")
+
+  def fail(self, field: str, found: object, expected: object):
+    raise ClipError(f"{self.where}: {field}: found {found}, expected {expected}")
+
+  def array(self, field: str, x: np.ndarray, dtype: type, shape: tuple[int | None, ...]):
+    if not isinstance(x, np.ndarray):
+      self.fail(field, type(x).__name__, "a numpy array")
+    if x.dtype != dtype:
+      self.fail(field, f"dtype {x.dtype}", np.dtype(dtype).name)
+    same = len(x.shape) == len(shape) and all(
+      want is None or have == want for have, want in zip(x.shape, shape, strict=True)
+    )
+    if not same:
+      self.fail(field, f"shape {x.shape}", f"shape {shape}")
+
+  def finite(self, field: str, x: np.ndarray):
+    if not np.isfinite(x).all():
+      self.fail(field, "a value that is not finite", "finite values")
+
+  def codes(self, field: str, x: np.ndarray, upper: int):
+    if x.size and (x.min() < 0 or x.max() >= upper):
+      self.fail(field, f"values {x.min()}..{x.max()}", f"values 0..{upper - 1}")
+
+
+def _check_common(clip: Clip | EncodedClip, check: _Checker, frames: int):
+  for field in ("clip_id", "character_id", "style", "source", "consent"):
+    if not isinstance(getattr(clip, field), str) or not getattr(clip, field):
+      check.fail(field, repr(getattr(clip, field)), "a non-empty string")
+  if not isinstance(clip.text, str):
+    check.fail("text", type(clip.text).__name__, "a string")
+  if not clip.fps > 0:
+    check.fail("fps", clip.fps, "a positive number")
+  if frames < 1 or (frames - 1) % 4:
+    check.fail("video", f"{frames} frames", "1 + 4k frames")
+  samples = audio_samples(frames, clip.fps)
+  for field in ("speak_audio", "listen_audio"):
+    audio = getattr(clip, field)
+    check.array(field, audio, np.float32, (samples,))
+    check.finite(field, audio)
+    if audio.size and np.abs(audio).max() > 1.0:
+      check.fail(field, f"peak {np.abs(audio).max():.3f}", "samples in [-1, 1]")
+  check.array("state", clip.state, np.int8, (frames,))
+  check.codes("state", clip.state, len(STATES))
+
+
+def _check_references(clip: Clip | EncodedClip, check: _Checker):
+  count = clip.references.shape[0]
+  check.array("reference_kind", clip.reference_kind, np.int32, (count,))
+  check.array("reference_label", clip.reference_label, np.int32, (count,))
+  check.codes("reference_kind", clip.reference_kind, len(REFERENCE_KINDS))
+  for kind, labels in enumerate(LABELS_OF_KIND):
+    check.codes("reference_label", clip.reference_label[clip.reference_kind == kind], labels)

@@ -1,0 +1,84 @@
+"""Clips -> encoded clips: VAE latents computed once, so that training never pays for pixels.
+
+Sharded over processes, resumable (a shard that exists whole is skipped), written atomically.
+"""
+
+import concurrent.futures
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from data_pipelines import records
+from data_pipelines.clip import Clip, EncodedClip
+from data_pipelines.puppets import builder
+from lpm_jax.models.vae import VideoVAE
+from lpm_jax.weights import shipped
+
+MAX_REFERENCES = 16
+
+
+def make_encoder(vae: VideoVAE) -> Callable[[np.ndarray], np.ndarray]:
+  """uint8 [B, T, H, W, 3] -> latents float32 [B, F, h, w, C], compiled once per shape."""
+  graphdef, state = nnx.split(vae)
+
+  @jax.jit
+  def encode_video(state: nnx.State, video: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, state).encode(video.astype(jnp.float32) / 127.5 - 1.0)
+
+  return lambda video: np.asarray(encode_video(state, video), np.float32)
+
+
+def encode_clip(encoder: Callable[[np.ndarray], np.ndarray], clip: Clip) -> EncodedClip:
+  """One clip with latents in place of pixels; references are encoded as single pictures.
+
+  The batch of references is padded to one size, so that any number of them compiles once.
+  """
+  pictures = np.zeros((MAX_REFERENCES, 1, *clip.references.shape[1:]), np.uint8)
+  count = len(clip.references)
+  if count > MAX_REFERENCES:
+    raise ValueError(f"clip {clip.clip_id!r}: {count} references, at most {MAX_REFERENCES}")
+  pictures[:count, 0] = clip.references
+  shared = {
+    field.name: getattr(clip, field.name)
+    for field in dataclasses.fields(clip)
+    if field.name not in ("video", "references")
+  }
+  return EncodedClip(
+    latents=encoder(clip.video[None])[0], references=encoder(pictures)[:count, 0], **shared
+  )
+
+
+def _encoded(encoder: Callable, clips: Sequence[Clip], indices: range) -> Iterator[EncodedClip]:
+  """Encodes in order while the next clip is read in the background."""
+  with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    upcoming = reader.submit(clips.__getitem__, indices[0])
+    for index in indices:
+      clip = upcoming.result()
+      if index + 1 in indices:
+        upcoming = reader.submit(clips.__getitem__, index + 1)
+      yield encode_clip(encoder, clip)
+
+
+def encode(config, workdir: str):
+  """Encodes every split of `config.splits` from the puppet dataset `config.data_dir` into `workdir`.
+
+  Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record, `config.clips_per_shard` clips each; process p of
+  n writes the shards p, p + n, ...
+  """
+  encoder = make_encoder(shipped.load_vae(config.weights))
+  for split in config.splits:
+    clips = builder.puppet_source(config.data_dir, split)
+    starts = range(0, len(clips), config.clips_per_shard)
+    mine = range(jax.process_index(), len(starts), jax.process_count())
+    for shard in tqdm(mine, desc=f"encode {split}", unit="shard"):
+      path = pathlib.Path(workdir) / split / f"{shard:05d}-of-{len(starts):05d}.array_record"
+      if path.exists():
+        continue
+      stop = min(starts[shard] + config.clips_per_shard, len(clips))
+      records.write_records(path, _encoded(encoder, clips, range(starts[shard], stop)))

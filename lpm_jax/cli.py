@@ -1,0 +1,89 @@
+"""`lpm VERB`: one short function a verb. Every verb takes --config=FILE[:arg], --config.key=value, --workdir."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that is written (local or a bucket path).")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:arg] with get_config(arg).")
+
+
+def data_puppets(config, workdir: str):
+  """Render puppet clips into a TFDS dataset (ArrayRecord)."""
+  from data_pipelines.puppets import builder
+
+  builder.build(workdir, dict(config.clips), seed=config.seed)
+
+
+def data_encode(config, workdir: str):
+  """Encode clips once with the VAE: latents in ArrayRecord, which training reads."""
+  from data_pipelines import encode
+
+  encode.encode(config, workdir)
+
+
+def train(config, workdir: str):
+  """Train what the config names (autoencoder, probe, base); continues from the newest checkpoint."""
+  from lpm_jax.training import loop
+
+  loop.train(config, workdir)
+
+
+def generate(config, workdir: str):
+  """Generate a video from a picture, references, audio and text (offline, any length)."""
+  from lpm_jax import generate
+
+  generate.generate_to_file(config, workdir)
+
+
+def evaluate(config, workdir: str):
+  """Measure a model against the render, the VAE and a still picture; writes JSON and an HTML report."""
+  from lpm_jax.evaluation import run
+
+  run.evaluate(config, workdir)
+
+
+VERBS: dict[str, Callable] = {
+  "data puppets": data_puppets,
+  "data encode": data_encode,
+  "train": train,
+  "generate": generate,
+  "evaluate": evaluate,
+}
+
+
+def _usage() -> str:
+  lines = [f"  lpm {verb:<14} {run.__doc__}" for verb, run in VERBS.items()]
+  return "usage: lpm VERB --config=FILE[:arg] [--config.key=value ...] --workdir=DIR\n\n" + "\n".join(
+    lines
+  )
+
+
+def main():
+  """Entry point of the `lpm` command."""
+  words = sys.argv[1:]
+  verb = next((v for v in VERBS if words[: len(v.split())] == v.split()), None)
+  if verb is None:
+    print(_usage())
+    sys.exit(0 if words in ([], ["--help"], ["help"]) else 2)
+
+  def run(argv: list[str]):
+    logging.set_verbosity(logging.WARNING)
+    if argv[1:]:
+      raise app.UsageError(f"unknown words after `lpm {verb}`: {' '.join(argv[1:])}")
+    if _CONFIG.value is None or _WORKDIR.value is None:
+      raise app.UsageError(f"`lpm {verb}` needs --config=FILE[:arg] and --workdir=DIR")
+    try:
+      VERBS[verb](_CONFIG.value, _WORKDIR.value)
+    except (ValueError, OSError) as error:
+      if flags.FLAGS.pdb_post_mortem:
+        raise
+      sys.exit(f"lpm {verb}: {error}")
+
+  app.run(run, argv=[f"lpm {verb}", *words[len(verb.split()) :]])
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,127 @@
+"""Weights as safetensors beside their config: the shipped puppet weights, and any folder like it."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import typing
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lpm_jax.models.lpm import LPM, LPMConfig
+from lpm_jax.models.vae import VAEConfig, VideoVAE
+
+PUPPETS = pathlib.Path(__file__).parent / "puppets"
+
+
+class WeightsError(ValueError):
+  """A weights file does not fit its module. The message names the file and the tensor."""
+
+
+def flat_state(module: nnx.Module) -> dict[str, nnx.Variable]:
+  """The arrays of a module by '/'-joined path, random-number state left out."""
+  state = nnx.state(module, nnx.Not(nnx.RngState))
+  return {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def save_module(
+  path: str | os.PathLike, module: nnx.Module, *, config: dict, dtype: str = "float16"
+):
+  """Writes a module and its config dict to one safetensors file, whole or not at all.
+
+  Floating-point tensors are stored as `dtype`; others as they are.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  tensors = {}
+  for name, leaf in flat_state(module).items():
+    array = np.asarray(jax.device_get(leaf[...]))
+    is_float = np.issubdtype(array.dtype, np.floating)
+    tensors[name] = np.ascontiguousarray(array.astype(dtype) if is_float else array)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_config(path: str | os.PathLike) -> dict:
+  """The config dict stored in a weights file."""
+  try:
+    with safe_open(path, framework="numpy") as file:
+      return json.loads(file.metadata()["config"])
+  except (OSError, SafetensorError, KeyError, TypeError) as error:
+    raise WeightsError(f"{path}: not a weights file of this project: {error}") from error
+
+
+def load_module(path: str | os.PathLike, module: nnx.Module) -> nnx.Module:
+  """Fills `module` with the tensors of a file; names what is missing, extra or of another shape."""
+  read_config(path)
+  wanted = flat_state(module)
+  with safe_open(path, framework="numpy") as file:
+    found = set(file.keys())
+    if found != set(wanted):
+      missing, extra = sorted(set(wanted) - found)[:3], sorted(found - set(wanted))[:3]
+      raise WeightsError(f"{path}: tensors missing: {missing}, not known: {extra}")
+    for name, leaf in wanted.items():
+      tensor = file.get_tensor(name)
+      if tensor.shape != leaf.shape:
+        raise WeightsError(f"{path}: {name}: found shape {tensor.shape}, expected {leaf.shape}")
+      leaf[...] = tensor.astype(leaf.dtype)
+  nnx.update(module, nnx.from_flat_state([(tuple(_keys(n)), v) for n, v in wanted.items()]))
+  return module
+
+
+def _keys(name: str) -> list[str | int]:
+  return [int(key) if key.isdigit() else key for key in name.split("/")]
+
+
+def config_from_dict(cls: type, values: dict) -> object:
+  """A (nested, frozen) config dataclass from plain values; lists become tuples."""
+  hints = typing.get_type_hints(cls)
+  unknown = set(values) - set(hints)
+  if unknown:
+    raise WeightsError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
+  fields = {}
+  for name, value in values.items():
+    if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+      value = config_from_dict(hints[name], value)
+    fields[name] = _tuples(value)
+  return cls(**fields)
+
+
+def _tuples(value: object) -> object:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def weights_file(folder: str | os.PathLike, name: str) -> pathlib.Path:
+  """The file `name`.safetensors of a folder; the folder "puppets" means the shipped weights."""
+  folder = PUPPETS if str(folder) == "puppets" else pathlib.Path(folder)
+  path = folder / f"{name}.safetensors"
+  if not path.is_file():
+    raise WeightsError(f"{path}: no such weights file")
+  return path
+
+
+def load_vae(folder: str | os.PathLike = "puppets") -> VideoVAE:
+  """The autoencoder of a weights folder (vae.safetensors)."""
+  path = weights_file(folder, "vae")
+  config = config_from_dict(VAEConfig, read_config(path))
+  return load_module(path, VideoVAE(config, rngs=nnx.Rngs(0)))
+
+
+def load_base(folder: str | os.PathLike = "puppets") -> LPM:
+  """The Base model of a weights folder (base.safetensors)."""
+  path = weights_file(folder, "base")
+  config = config_from_dict(LPMConfig, read_config(path))
+  return load_module(path, LPM(config, rngs=nnx.Rngs(0)))
+
+
+def load_models(folder: str | os.PathLike = "puppets") -> tuple[LPM, VideoVAE]:
+  """Base model and autoencoder of a weights folder."""
+  return load_base(folder), load_vae(folder)
