@@ -1,0 +1,216 @@
+"""Training speed of the Base model against the same step in plain PyTorch, printed as a ratio in one run.
+
+Same model, same parameters (the outputs are compared first), same batch shapes, same precision (fp32), same
+optimiser, clipping and moving average. The two take turns on the same cores, and each keeps its best turn
+and its median.
+  python benchmarks/train_step_vs_torch.py --torch-python=PATH_OF_A_PYTHON_WITH_TORCH
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs.puppets import base
+from data_pipelines.clip import audio_samples
+from lpm_jax.models import audio, text
+from lpm_jax.models.lpm import LPM
+from lpm_jax.training.base import BaseTask
+from lpm_jax.training.optimiser import make_optimiser
+from lpm_jax.training.state import create_state
+from lpm_jax.training.step import make_step
+from lpm_jax.weights.shipped import flat_state
+
+WORKER = pathlib.Path(__file__).with_name("torch_step.py")
+
+
+def make_batch(config: ConfigDict, task: BaseTask) -> dict[str, np.ndarray]:
+  """A batch of random values with the shapes that training sees; latent 0 is given clean."""
+  rng = np.random.default_rng(0)
+  model = task.model_config
+  size, frames, slots = config.batch_size, config.data.latent_frames, config.data.slots
+  samples = audio_samples(4 * (frames - 1) + 1)
+
+  def normal(*shape: int) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32)
+
+  kinds, labels = np.array([0, 1, 1, 2, 2, -1]), np.array([0, 1, 2, 1, 4, 0])
+  return {
+    "latents": normal(size, frames, 8, 8, 16),
+    "speak_audio": np.clip(0.1 * normal(size, samples), -1, 1),
+    "listen_audio": np.clip(0.1 * normal(size, samples), -1, 1),
+    "text_tokens": rng.integers(0, text.VOCABULARY, (size, model.text.length)).astype(np.int32),
+    "references": normal(size, slots, 8, 8, 16),
+    "reference_kind": np.tile(np.resize(kinds, slots), (size, 1)).astype(np.int32),
+    "reference_label": np.tile(np.resize(labels, slots), (size, 1)).astype(np.int32),
+    "known": np.ones(size, np.int32),
+    "state": np.zeros((size, 4 * (frames - 1) + 1), np.int8),
+  }
+
+
+def awakened(model: LPM) -> LPM:
+  """The model with noise on every parameter: what starts at zero would hide a difference."""
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [
+    leaf + 0.02 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy), rest)
+
+
+def write_exchange(
+  path: pathlib.Path, config: ConfigDict, task: BaseTask, model: LPM, batch: dict, timestep: np.ndarray
+):
+  """Everything that the PyTorch worker needs: parameters, batch, sizes, the mel front end's tables."""
+  sizes = dataclasses.asdict(task.model_config)
+  sizes["text"]["vocabulary"] = text.VOCABULARY
+  rows = config.data.latent_frames * audio.FRAMES_PER_LATENT * audio.MELS_PER_FRAME
+  fps = task.model_config.audio.fps
+  centres = np.round((np.arange(rows) + 0.5) * audio.SAMPLE_RATE / (fps * audio.MELS_PER_FRAME))
+  lead = round((audio.FRAMES_PER_LATENT - 1) * audio.SAMPLE_RATE / fps) + audio.WINDOW // 2
+  filters = librosa.filters.mel(
+    sr=audio.SAMPLE_RATE, n_fft=audio.FFT, n_mels=task.model_config.audio.bands
+  )
+  optimiser = config.optimiser
+  settings = {
+    "model": sizes,
+    "lead": lead,
+    "threads": os.cpu_count(),
+    "learning_rate": optimiser.learning_rate,
+    "betas": [optimiser.b1, optimiser.b2],
+    "weight_decay": optimiser.weight_decay,
+    "clip_norm": optimiser.clip_norm,
+    "ema": optimiser.ema,
+    "shift": config.loss.shift,
+    "drops": {name: config.loss[f"drop_{name}"] for name in ("text", "speak", "listen")},
+  }
+  np.savez(
+    path,
+    settings=json.dumps(settings),
+    index=centres.astype(int)[:, None] + np.arange(audio.WINDOW),
+    filters=filters.astype(np.float32),
+    timestep=timestep,
+    **{f"batch/{name}": array for name, array in batch.items()},
+    **{f"params/{name}": np.asarray(leaf[...]) for name, leaf in flat_state(model).items()},
+  )
+
+
+class Worker:
+  """The PyTorch process."""
+
+  def __init__(self, python: str, exchange: pathlib.Path):
+    self._process = subprocess.Popen(
+      [python, str(WORKER), str(exchange)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    self.about = self._answer()
+
+  def ask(self, command: str) -> dict:
+    """Sends one command, waits for its answer."""
+    self._process.stdin.write(command + "\n")
+    self._process.stdin.flush()
+    return self._answer()
+
+  def close(self):
+    """Ends the process."""
+    self._process.stdin.close()
+    self._process.wait()
+
+  def _answer(self) -> dict:
+    line = self._process.stdout.readline()
+    if not line:
+      sys.exit("the PyTorch worker ended early; its error is above")
+    return json.loads(line)
+
+
+def predict(model: LPM, batch: dict, timestep: np.ndarray) -> np.ndarray:
+  """Velocity of the batch's latents."""
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def run(state: nnx.State, batch: dict) -> jax.Array:
+    lpm = nnx.merge(graphdef, state)
+    return lpm(batch["latents"], jnp.asarray(timestep), lpm.encode_conditions(batch))
+
+  return np.asarray(run(state, batch))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+  parser.add_argument("--turns", type=int, default=6)
+  parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+  parser.add_argument("--preset", default=None, help="of configs/puppets/base.py")
+  args = parser.parse_args()
+
+  config = base.get_config(args.preset)
+  task = BaseTask(config)
+  batch = make_batch(config, task)
+  model = awakened(task.build(nnx.Rngs(0)))
+  frames = config.data.latent_frames
+  timestep = np.linspace(0, 1, config.batch_size * frames, dtype=np.float32).reshape(-1, frames)
+  with tempfile.TemporaryDirectory() as folder:
+    exchange = pathlib.Path(folder) / "exchange.npz"
+    write_exchange(exchange, config, task, model, batch, timestep)
+    worker = Worker(args.torch_python, exchange)
+    answer = pathlib.Path(folder) / "velocity.npy"
+    worker.ask(f"predict {answer}")
+    expected, found = predict(model, batch, timestep), np.load(answer)
+  difference = np.abs(expected - found).max() / np.abs(expected).max()
+  print(f"largest difference of the two velocities: {difference:.1e} of the largest value")
+  if difference > 1e-3:
+    sys.exit("the two models are not the same: no speed is compared")
+
+  optimiser = make_optimiser(config.optimiser, config.steps)
+  state = create_state(model, optimiser)
+  step_fn = make_step(
+    task, nnx.graphdef(model), optimiser, seed=0, ema_decay=config.optimiser.ema
+  )
+  compiled = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
+  on_device = jax.device_put(batch)
+
+  def turn(state: object) -> tuple[object, float]:
+    begin = time.perf_counter()
+    for _ in range(args.steps):
+      state, metrics = compiled(state, on_device)
+      float(metrics["loss"])  # the PyTorch loop reads its loss every step too
+    return state, time.perf_counter() - begin
+
+  state, _ = turn(state)
+  worker.ask(f"steps {args.steps}")
+  seconds = {"JAX": [], "PyTorch": []}
+  for i in range(args.turns):
+    state, taken = turn(state)
+    seconds["JAX"].append(taken)
+    seconds["PyTorch"].append(worker.ask(f"steps {args.steps}")["seconds"])
+    print(f"turn {i}: " + ", ".join(f"{k} {v[-1] / args.steps:.3f} s a step" for k, v in seconds.items()))
+  worker.close()
+
+  clips = config.batch_size * args.steps
+  print(
+    f"\nbatch {config.batch_size}, {frames} latent frames, {config.data.slots} references, fp32, "
+    f"{os.cpu_count()} cores; jax {jax.__version__}, torch {worker.about['torch']} eager"
+  )
+  for name, times in seconds.items():
+    median, best = clips / statistics.median(times), clips / min(times)
+    print(f"{name:8} {median:6.2f} clips/s median, {best:6.2f} best")
+  median, best = (f(seconds["PyTorch"]) / f(seconds["JAX"]) for f in (statistics.median, min))
+  print(f"JAX is {median:.2f} times as fast by the medians ({best:.2f} by the best turns)")
+
+
+if __name__ == "__main__":
+  main()

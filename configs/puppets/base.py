@@ -1,0 +1,120 @@
+"""Base LPM on puppets: speak -> listen -> identity -> temporal extension (LPM 1.0, training stages).
+
+  lpm train --config=configs/puppets/base.py --workdir=runs/puppets
+
+`:demo` continues the shipped weights for a few steps, `:tiny` is a model of a few thousand parameters
+that runs through all four stages in seconds (both with the same data).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """The recipe; `arg` is None, "demo" or "tiny"."""
+  if arg not in (None, "", "demo", "tiny"):
+    raise ValueError(f"configs/puppets/base.py: found :{arg}, expected :demo or :tiny")
+  c = ConfigDict()
+  c.task = "base"
+  c.export = "base"
+  c.seed = 0
+  c.steps = 12_000
+  c.batch_size = 16
+  c.accumulate = 1
+  c.max_minutes = 0.0  # 0: no limit
+  c.init = ""  # a weights folder to start from; "puppets" is the shipped one
+
+  # data
+  c.data = ConfigDict()
+  c.data.path = "data/puppets_latents/train"
+  c.data.validation = "data/puppets_latents/validation"  # "": no validation loss
+  c.data.latent_frames = 15  # of a clip's 19, so that a window can start later in the clip
+  c.data.slots = 6  # references per example
+
+  # model
+  c.model = ConfigDict()
+  c.model.transformer = dict(width=192, heads=6, layers=8, hidden=512)
+  c.model.text = dict(width=128, layers=2)
+  c.model.audio = dict(width=128)
+
+  # loss
+  c.loss = ConfigDict()
+  c.loss.shift = 2.5
+  c.loss.drop_text = 0.1
+  c.loss.drop_speak = 0.1
+  c.loss.drop_listen = 0.1
+
+  # stages: clip kinds by weight, probabilities of references and of a start within the clip
+  c.stages = (
+    dict(name="speak", steps=3_000, mixture=dict(speak=0.8, idle=0.2), global_reference=0.5),
+    dict(
+      name="listen",
+      steps=2_000,
+      mixture=dict(speak=0.35, listen=0.35, idle=0.1, dialogue=0.2),
+      global_reference=0.5,
+    ),
+    dict(
+      name="identity",
+      steps=4_000,
+      mixture=dict(speak=0.3, listen=0.25, idle=0.2, dialogue=0.25),
+      extra_references=0.7,
+    ),
+    dict(
+      name="temporal extension",
+      steps=3_000,
+      mixture=dict(speak=0.3, listen=0.25, idle=0.2, dialogue=0.25),
+      extra_references=0.7,
+      extension=0.3,
+    ),
+  )
+
+  # optimiser
+  c.optimiser = ConfigDict()
+  c.optimiser.learning_rate = 1e-3
+  c.optimiser.final_learning_rate = 1e-5
+  c.optimiser.warmup = 200
+  c.optimiser.b1 = 0.9
+  c.optimiser.b2 = 0.99
+  c.optimiser.eps = 1e-8
+  c.optimiser.weight_decay = 0.01
+  c.optimiser.clip_norm = 1.0
+  c.optimiser.ema = 0.999
+
+  # sharding
+  c.sharding = ConfigDict()
+  c.sharding.mesh = dict(data=-1)
+  c.sharding.rules = dict(embed="fsdp", mlp="tensor", heads="tensor")
+
+  # checkpoint
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 250
+  c.checkpoint.keep = 3
+
+  # evaluation
+  c.evaluation = ConfigDict()
+  c.evaluation.log_every = 20
+  c.evaluation.sample_every = 500
+
+  if arg == "demo":
+    c.init = "puppets"
+    c.steps = 12
+    c.batch_size = 4
+    c.stages = c.stages[-1:]
+    c.optimiser.learning_rate = 2e-5
+    c.optimiser.warmup = 2
+    c.checkpoint.every = 4
+    c.evaluation.log_every = 2
+    c.evaluation.sample_every = 12
+  if arg == "tiny":
+    c.steps = 8
+    c.batch_size = 2
+    c.data.latent_frames = 3
+    c.data.slots = 2
+    c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32, text_width=16, audio_width=16)
+    c.model.text = dict(width=16, heads=2, layers=1, length=6)
+    c.model.audio = dict(width=16, bands=16)
+    c.stages = tuple({**stage, "steps": 2} for stage in c.stages)
+    c.optimiser.warmup = 1
+    c.checkpoint.every = 4
+    c.evaluation.log_every = 1
+    c.evaluation.sample_every = 8
+  return c

@@ -1,0 +1,169 @@
+"""Seeded, resumable global batches that do not depend on the number of processes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from data_pipelines.clip import ClipError, EncodedClip, audio_samples
+from lpm_jax.models.text import tokenize
+
+Stages = Sequence[tuple[int, grain.MapDataset]]
+_FOREVER = 2**40
+
+
+def endless(dataset: grain.MapDataset, seed: int) -> grain.MapDataset:
+  """A finite dataset, shuffled anew in every epoch, without end."""
+  return dataset.shuffle(seed=seed).repeat(None) if len(dataset) > 1 else dataset.repeat(None)
+
+
+def mixture(
+  datasets: Sequence[grain.MapDataset], weights: Sequence[float], seed: int
+) -> grain.MapDataset:
+  """An endless mixture of finite datasets; those of weight 0 and empty ones are left out.
+
+  Raises ValueError when nothing is left.
+  """
+  parts = [
+    (endless(dataset, seed + i), float(weight))
+    for i, (dataset, weight) in enumerate(zip(datasets, weights, strict=True))
+    if weight > 0 and len(dataset)
+  ]
+  if not parts:
+    sizes = [len(dataset) for dataset in datasets]
+    raise ValueError(f"mixture: sizes {sizes} with weights {list(weights)} leave no example")
+  return grain.MapDataset.mix([part for part, _ in parts], weights=[weight for _, weight in parts])
+
+
+def stage_at(stages: Sequence[tuple[int, object]], step: int) -> int:
+  """Index of the stage that holds `step`; the last stage lasts."""
+  for index, (steps, _) in enumerate(stages[:-1]):
+    if step < steps:
+      return index
+    step -= steps
+  return len(stages) - 1
+
+
+def batches(
+  dataset: grain.MapDataset | Stages,
+  *,
+  seed: int,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  start: int = 0,
+  threads: int = 2,
+  buffer: int = 4,
+) -> grain.DatasetIterator:
+  """This process's rows of the global batches start, start + 1, ... (dicts of stacked numpy arrays).
+
+  Row r of global batch s is element s * batch_size + r of the shuffled, endless dataset, whichever
+  process reads it; random transforms are seeded by that index too. `get_state` is a small dict of
+  plain values that any process count can continue from.
+
+  Args:
+    dataset: a finite dataset, shuffled here; or stages [(steps, endless dataset)], switched by step.
+    batch_size: of the global batch. Raises ValueError when the processes do not divide it.
+    threads, buffer: batches read at once and kept ready.
+  """
+  if batch_size % process_count:
+    raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count}")
+  stages = [(_FOREVER, endless(dataset, seed))] if isinstance(dataset, grain.MapDataset) else dataset
+  rows = batch_size // process_count
+  offset = process_index * rows
+
+  def read(step: int) -> dict[str, np.ndarray]:
+    source = stages[stage_at(stages, step)][1]
+    first = step * batch_size + offset
+    examples = [source[index] for index in range(first, first + rows)]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+  steps = grain.MapDataset.range(start, _FOREVER).map(read)
+  return iter(steps.to_iter_dataset(options))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleConfig:
+  """How `example_from_clip` cuts a clip.
+
+  Args:
+    frames: latent frames of the window.
+    slots: reference slots; empty ones have kind -1.
+    text_length: tokens of text.
+    global_reference: probability that the global reference is there.
+    extra_references: probability that a random subset of body views and expressions is there.
+    extension: probability that the window starts 2 to 5 latents into the clip, with 2 to 5 clean ones.
+  """
+
+  frames: int
+  slots: int
+  text_length: int
+  global_reference: float = 1.0
+  extra_references: float = 0.0
+  extension: float = 0.0
+
+
+def example_from_clip(
+  clip: EncodedClip, rng: np.random.Generator, config: ExampleConfig
+) -> dict[str, np.ndarray]:
+  """One training example of the Base model, a window of an encoded clip.
+
+  Returns latents [F, h, w, C]; speak_audio, listen_audio [S] from the video frame at which the window
+  starts; state int8 [T]; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and
+  reference_label int32 [R]; known int32 []: clean latents at the start. Raises ClipError for a clip
+  shorter than the window.
+  """
+  total = len(clip.latents)
+  if total < config.frames:
+    raise ClipError(
+      f"clip {clip.clip_id!r}{f' in {clip.file}' if clip.file else ''}: latents: found {total} "
+      f"frames, expected at least {config.frames}"
+    )
+  start, known = 0, 1
+  # Drawn in any case, so that a clip's other draws do not depend on the stage.
+  extend, offset, clean = rng.random(), int(rng.integers(2, 6)), int(rng.integers(2, 6))
+  if extend < config.extension:
+    start, known = min(offset, total - config.frames), clean
+  frames = 4 * (config.frames - 1) + 1
+  samples, first = audio_samples(frames, clip.fps), audio_samples(4 * start, clip.fps)
+  references, kind, label = _choose_references(clip, rng, config)
+  return {
+    "latents": clip.latents[start : start + config.frames],
+    "speak_audio": _cut(clip.speak_audio, first, samples),
+    "listen_audio": _cut(clip.listen_audio, first, samples),
+    "state": clip.state[4 * start : 4 * start + frames],
+    "text_tokens": tokenize(clip.text, config.text_length),
+    "references": references,
+    "reference_kind": kind,
+    "reference_label": label,
+    "known": np.int32(known),
+  }
+
+
+def _cut(audio: np.ndarray, first: int, samples: int) -> np.ndarray:
+  """`samples` of the track; rounding can ask for one more than there is."""
+  piece = audio[first : first + samples]
+  return np.pad(piece, (0, samples - len(piece)))
+
+
+def _choose_references(
+  clip: EncodedClip, rng: np.random.Generator, config: ExampleConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """References [R, h, w, C], kind [R], label [R] of the slots that this example fills."""
+  order = rng.permutation(len(clip.references))
+  main = [i for i in order if clip.reference_kind[i] == 0][:1]
+  extra = [i for i in order if clip.reference_kind[i] > 0]
+  with_main, with_extra, share = rng.random(3)
+  chosen = main if with_main < config.global_reference else []
+  if with_extra < config.extra_references and extra:
+    room = min(len(extra), config.slots - len(chosen))
+    chosen = chosen + extra[: 1 + int(share * room)]
+  chosen = chosen[: config.slots]
+  references = np.zeros((config.slots, *clip.references.shape[1:]), np.float32)
+  kind, label = np.full(config.slots, -1, np.int32), np.zeros(config.slots, np.int32)
+  references[: len(chosen)] = clip.references[chosen]
+  kind[: len(chosen)] = clip.reference_kind[chosen]
+  label[: len(chosen)] = clip.reference_label[chosen]
+  return references, kind, label

@@ -1,0 +1,172 @@
+"""`lpm evaluate`: a model beside the render, the render through the VAE, and a still picture.
+
+Four systems, one code path: a system turns clips into videos, the probe reads them, and the same
+measures are taken. Writes results.json and report.html into the workdir, each whole or not at all.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines.clip import Clip
+from lpm_jax.evaluation import actions, goals, probe_task, report, scoring, suite
+from lpm_jax.evaluation.probe import Probe, load_probe
+from lpm_jax.evaluation.scoring import System, Take
+from lpm_jax.generate import Generator, GeneratorConfig
+from lpm_jax.models.vae import VideoVAE
+from lpm_jax.weights import shipped
+
+
+def render_system(clips: Sequence[Clip]) -> list[np.ndarray]:
+  """The renders themselves: what a perfect model would draw."""
+  return [clip.video for clip in clips]
+
+
+def still_system(clips: Sequence[Clip]) -> list[np.ndarray]:
+  """The first frame, held."""
+  return [np.repeat(clip.video[:1], len(clip.video), axis=0) for clip in clips]
+
+
+def vae_system(vae: VideoVAE) -> System:
+  """The renders encoded and decoded: what a perfect transformer would draw."""
+  graphdef, state = nnx.split(vae)
+
+  @jax.jit
+  def through(state: nnx.State, video: jax.Array) -> jax.Array:
+    model = nnx.merge(graphdef, state)
+    decoded = model.decode(model.encode(video[None].astype(jnp.float32) / 127.5 - 1.0))[0]
+    return jnp.round((jnp.clip(decoded, -1, 1) + 1.0) * 127.5).astype(jnp.uint8)
+
+  return lambda clips: [np.asarray(through(state, clip.video)) for clip in clips]
+
+
+def play(
+  system: System, clips: Sequence[Clip], probe: Probe, *, batch: int, label: str
+) -> list[Take]:
+  """One system's takes of all clips, `batch` at a time, with a progress bar."""
+
+  def chunks() -> Iterator[Sequence[Clip]]:
+    for start in range(0, len(clips), batch):
+      yield clips[start : start + batch]
+
+  takes = []
+  with tqdm(total=len(clips), desc=label, unit="clip", disable=None) as bar:
+    for part in chunks():
+      videos = system(part)
+      takes += [scoring.take(probe, c, video) for c, video in zip(part, videos, strict=True)]
+      bar.update(len(part))
+  return takes
+
+
+def score(takes: dict[str, list[Take]]) -> dict[str, dict]:
+  """All scores of one system from its takes per suite."""
+  scores: dict[str, dict] = {}
+  for name in ("heldout", "heldout_style"):
+    if name in takes:
+      scores[name] = scoring.performance(takes[name])
+  if "heldout" in takes:
+    scores["by_style"] = scoring.by_group(takes["heldout"], lambda one: one.clip.style)
+    scores["by_kind"] = scoring.by_group(takes["heldout"], kind_of)
+    scores["confusion"] = actions.confusion([one.measured for one in takes["heldout"]])
+  for name in ("identity_with", "identity_without"):
+    if name in takes:
+      scores[name] = scoring.identity_scores(takes[name])
+  return scores
+
+
+def kind_of(one: Take) -> str:
+  """The kind of a scene, told from its states: idle, speak, listen or dialogue."""
+  speaks, listens = (bool((one.clip.state == code).any()) for code in (1, 2))
+  return {(0, 0): "idle", (1, 0): "speak", (0, 1): "listen", (1, 1): "dialogue"}[speaks, listens]
+
+
+def load_systems(config: ConfigDict) -> dict[str, System]:
+  """The systems of `config.systems` by name, anchors first; weights from `config.weights`."""
+  makers: dict[str, Callable[[], System]] = {
+    "render": lambda: render_system,
+    "vae": lambda: vae_system(shipped.load_vae(config.weights)),
+    "model": lambda: load_generator(config).generate_batch,
+    "still": lambda: still_system,
+  }
+  unknown = set(config.systems) - set(makers)
+  if unknown:
+    raise ValueError(f"systems: found {sorted(unknown)}, expected some of {list(makers)}")
+  return {name: make() for name, make in makers.items() if name in config.systems}
+
+
+def load_generator(config: ConfigDict) -> Generator:
+  """The model under test with the solver of `config.generation`."""
+  lpm, vae = shipped.load_models(config.weights)
+  return Generator(lpm, vae, GeneratorConfig(**config.generation))
+
+
+def evaluate(config: ConfigDict, workdir: str) -> dict:
+  """Runs the evaluation of a config and writes results.json and report.html into `workdir`.
+
+  Returns the results: {"systems": {system: scores}, "goals": [...], "probe": {style: error}, ...}
+  without NaN. Raises OSError when the workdir cannot be written, before anything is computed.
+  """
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  report.write_whole(folder / "config.json", config.to_json_best_effort(indent=1))
+  started = time.monotonic()
+  probe = load_probe(config.probe_weights)
+  systems = load_systems(config)
+  suites = suite.build_suites(**config.suites)
+  results, takes = run_systems(systems, suites, probe, batch=config.batch)
+  results["probe"] = probe_task.own_error(probe, config.probe_characters)
+  results["seconds"] = round(time.monotonic() - started, 1)
+  results["config"] = json.loads(config.to_json_best_effort())
+  results = scoring.json_safe(results)
+  report.write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  counts = ", ".join(f"{len(clips)} {name.replace('_', ' ')}" for name, clips in suites.items())
+  report.write_report(
+    folder / "report.html",
+    results,
+    choose(takes, config.shown),
+    title=config.title,
+    subtitle=f"Weights: {config.weights}. Clips: {counts}. Measured in {results['seconds']:.0f} s.",
+    command=config.command,
+  )
+  return results
+
+
+def run_systems(
+  systems: dict[str, System], suites: dict[str, list[Clip]], probe: Probe, *, batch: int
+) -> tuple[dict, dict[str, dict[str, list[Take]]]]:
+  """Plays every suite with every system.
+
+  Returns ({"systems", "goals"} without NaN, takes[system][suite]).
+  """
+  takes = {
+    name: {
+      group: play(system, clips, probe, batch=batch, label=f"{name}: {group}")
+      for group, clips in suites.items()
+    }
+    for name, system in systems.items()
+  }
+  scores = scoring.json_safe({name: score(groups) for name, groups in takes.items()})
+  return {"systems": scores, "goals": goals.judge(scores)}, takes
+
+
+def choose(takes: dict[str, dict[str, list[Take]]], shown: int) -> list[dict[str, Take]]:
+  """For the report: the first clips of each kind in turn, as {system: take}, `shown` in all."""
+  first = next(iter(takes.values()))["heldout"]
+  by_kind: dict[str, list[int]] = {}
+  for i, one in enumerate(first):
+    by_kind.setdefault(kind_of(one), []).append(i)
+  order = [
+    indices[turn]
+    for turn in range(len(first))
+    for indices in by_kind.values()
+    if turn < len(indices)
+  ]
+  return [{name: groups["heldout"][i] for name, groups in takes.items()} for i in order[:shown]]

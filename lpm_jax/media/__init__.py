@@ -1,0 +1,25 @@
+"""Files that people bring and take away: audio, pictures, video, who speaks when."""
+
+from lpm_jax.media.audio import is_silent, read_audio, read_stereo_tracks
+from lpm_jax.media.dialogue import Turn, parse_timed_texts, read_turns, split_tracks
+from lpm_jax.media.files import MediaError, check_writable, written_whole
+from lpm_jax.media.picture import read_picture
+from lpm_jax.media.video import Video, read_video, side_by_side, write_video
+
+__all__ = [
+  "MediaError",
+  "Turn",
+  "Video",
+  "check_writable",
+  "is_silent",
+  "parse_timed_texts",
+  "read_audio",
+  "read_picture",
+  "read_stereo_tracks",
+  "read_turns",
+  "read_video",
+  "side_by_side",
+  "split_tracks",
+  "write_video",
+  "written_whole",
+]

@@ -1,0 +1,136 @@
+"""Training of the Base model: flow matching on windows of encoded clips, stage by stage."""
+
+import dataclasses
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data_pipelines.loader import ExampleConfig, example_from_clip, mixture
+from data_pipelines.records import RecordSource
+from lpm_jax.diffusion import flow
+from lpm_jax.models.lpm import LPM, LPMConfig
+from lpm_jax.training.curriculum import KINDS, Stage, clip_kind, read_stages
+from lpm_jax.weights.shipped import config_from_dict
+
+CONDITIONS = ("text", "speak", "listen")
+VALIDATION_SEED = 20
+
+
+class BaseTask:
+  """The Base model on encoded clips.
+
+  Args:
+    config: training config with `model` (fields of LPMConfig), `data` (path, validation, latent_frames,
+      slots), `loss` (shift, drop_text, drop_speak, drop_listen) and `stages`.
+  """
+
+  def __init__(self, config: ConfigDict):
+    self.config = config
+    self.model_config = config_from_dict(LPMConfig, config.model.to_dict())
+    self.curriculum = read_stages(config.stages)
+
+  def build(self, rngs: nnx.Rngs) -> LPM:
+    """The model of `config.model`."""
+    return LPM(self.model_config, rngs=rngs)
+
+  def config_dict(self) -> dict:
+    """LPMConfig as plain values."""
+    return dataclasses.asdict(self.model_config)
+
+  def learning_rates(self) -> list[tuple[int, tuple]]:
+    """Learning-rate factors by stage."""
+    return [(stage.steps, tuple(stage.learning_rates)) for stage in self.curriculum]
+
+  def stages(self, seed: int) -> list[tuple[int, grain.MapDataset]]:
+    """Each stage's endless mixture of clip kinds."""
+    source = RecordSource(self.config.data.path)
+    by_kind = indices_by_kind(source)
+    return [(stage.steps, self._stage_dataset(source, by_kind, stage, seed)) for stage in self.curriculum]
+
+  def dataset(self, seed: int, stage: int = -1) -> grain.MapDataset:
+    """Every clip once, in order, cut as in one stage."""
+    return self._examples(RecordSource(self.config.data.path), self.curriculum[stage], seed)
+
+  def _stage_dataset(
+    self, source: RecordSource, by_kind: dict[str, np.ndarray], stage: Stage, seed: int
+  ) -> grain.MapDataset:
+    parts = [grain.MapDataset.source(by_kind[kind]) for kind in KINDS]
+    weights = [stage.mixture.get(kind, 0.0) for kind in KINDS]
+    cut = self._example_config(stage)
+    return mixture(parts, weights, seed).random_map(
+      lambda index, rng: example_from_clip(source[int(index)], rng, cut), seed=seed
+    )
+
+  def _examples(self, source: RecordSource, stage: Stage, seed: int) -> grain.MapDataset:
+    cut = self._example_config(stage)
+    return grain.MapDataset.source(source).random_map(
+      lambda clip, rng: example_from_clip(clip, rng, cut), seed=seed
+    )
+
+  def _example_config(self, stage: Stage) -> ExampleConfig:
+    return ExampleConfig(
+      frames=self.config.data.latent_frames,
+      slots=self.config.data.slots,
+      text_length=self.model_config.text.length,
+      global_reference=stage.global_reference,
+      extra_references=stage.extra_references,
+      extension=stage.extension,
+    )
+
+  def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
+    """Flow-matching loss over the latent frames that are not given clean.
+
+    The timestep is uniform in [0, 1], shifted, one per clip; text and each track are dropped on their own.
+    """
+    del step
+    settings = self.config.loss
+    keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
+    latents = batch["latents"]
+    size, frames = latents.shape[:2]
+    drops = {
+      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], (size,))
+      for name in CONDITIONS
+    }
+    unknown = jnp.arange(frames) >= batch["known"][:, None]
+    t = flow.shift_timestep(jax.random.uniform(keys["t"], (size, 1)), settings.shift)
+    t = jnp.where(unknown, t, 0.0)
+    noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
+    conditions = model.encode_conditions({**batch, **drops})
+    velocity = model(flow.add_noise(latents, noise, t), t, conditions)
+    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32))
+    return loss, {}
+
+  def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:
+    """Validation loss with the same noise every time; see `loss`."""
+    if not self.config.data.validation:
+      return {}
+    examples = self._examples(
+      RecordSource(self.config.data.validation), self.curriculum[-1], VALIDATION_SEED
+    )
+    size = min(self.config.batch_size, len(examples))
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def loss_of(state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
+      return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
+
+    losses = []
+    for first in range(0, len(examples) - size + 1, size):
+      rows = [examples[i] for i in range(first, first + size)]
+      batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+      losses.append(loss_of(state, batch, jax.random.key(VALIDATION_SEED + first)))
+    return {"validation_loss": float(np.mean(jax.device_get(losses)))}
+
+
+def indices_by_kind(source: RecordSource) -> dict[str, np.ndarray]:
+  """Indices int64 of the clips of each kind; reads every clip once."""
+  kinds = [
+    clip_kind(source[i].state)
+    for i in tqdm(range(len(source)), desc="clip kinds", unit="clip", disable=len(source) < 500)
+  ]
+  return {kind: np.flatnonzero(np.array(kinds) == kind) for kind in KINDS}

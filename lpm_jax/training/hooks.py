@@ -1,0 +1,184 @@
+"""What happens beside the step: metric files, speed and MFU, the stop on values that are not finite."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from tensorboardX import SummaryWriter
+
+# Dense bf16 peak per chip in FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+class NotFiniteError(ValueError):
+  """The loss or the gradient is NaN or infinite. The message names step and metric."""
+
+
+class MetricWriter:
+  """Scalars to workdir/metrics.jsonl, TensorBoard and the log; writes on process 0 only.
+
+  Has the `write_scalars`, `flush` and `close` of `clu.metric_writers.MetricWriter`, whose package
+  cannot be imported without TensorFlow.
+  """
+
+  def __init__(self, workdir: str | os.PathLike):
+    self._first = jax.process_index() == 0
+    if self._first:
+      self._file = (epath.Path(workdir) / "metrics.jsonl").open("a")
+      self._board = SummaryWriter(os.fspath(workdir), max_queue=1000, flush_secs=120)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]):
+    """Writes one row of scalars by name."""
+    if not self._first:
+      return
+    self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+    for name, value in scalars.items():
+      self._board.add_scalar(name, value, step)
+    logging.info("[%d] %s", step, ", ".join(f"{k}={v:.6g}" for k, v in scalars.items()))
+
+  def flush(self):
+    """Everything written so far reaches the disk."""
+    if self._first:
+      self._file.flush()
+      self._board.flush()
+
+  def close(self):
+    """Flushes and closes the files."""
+    if self._first:
+      self._file.close()
+      self._board.close()
+
+
+def jaxpr_flops(jaxpr: Any) -> int:
+  """Multiply-adds of matrix products and convolutions, times two; loops count every turn.
+
+  (XLA's own cost analysis counts the body of a scan once.)
+  """
+  total = 0
+  for eqn in jaxpr.eqns:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+      (contract, _), _ = params["dimension_numbers"]
+      left = eqn.invars[0].aval.shape
+      total += 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contract)
+    elif name == "conv_general_dilated":
+      kernel = eqn.invars[1].aval.shape
+      out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+      total += 2 * eqn.outvars[0].aval.size * math.prod(kernel) // out_features
+    else:
+      turns = params.get("length", 1) if name == "scan" else 1
+      total += turns * sum(map(jaxpr_flops, _inner(params)))
+  return total
+
+
+def _inner(params: dict) -> list:
+  """The jaxprs among the parameters of an equation."""
+  found = []
+  for value in params.values():
+    for item in value if isinstance(value, tuple | list) else (value,):
+      item = getattr(item, "jaxpr", item)
+      if hasattr(item, "eqns"):
+        found.append(item)
+  return found
+
+
+def peak_flops() -> float:
+  """Peak FLOP/s of one device: the data sheet's, or what a matrix product reaches where none is known."""
+  kind = jax.devices()[0].device_kind
+  known = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
+  if known:
+    return known[0]
+  x = jnp.ones((1024, 1024), jnp.float32)
+  product = jax.jit(lambda a: a @ a)
+  product(x).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    begin = time.perf_counter()
+    product(x).block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  return 2 * 1024**3 / min(seconds) / jax.local_device_count()
+
+
+class Speed:
+  """Step time, examples per second and MFU since the last reading.
+
+  Args:
+    batch_size: global examples per step.
+    flops: of one step over all devices.
+  """
+
+  def __init__(self, batch_size: int, flops: float):
+    self._batch_size = batch_size
+    self._utilisation = flops / (peak_flops() * jax.device_count())
+    self.restart(0)
+
+  def restart(self, step: int):
+    """Starts the clock; call it after anything that is no training (sampling, compilation)."""
+    self._step, self._time = step, time.perf_counter()
+
+  def read(self, step: int) -> dict[str, float]:
+    """The three numbers, and restarts the clock."""
+    seconds = (time.perf_counter() - self._time) / max(step - self._step, 1)
+    self.restart(step)
+    return {
+      "step_seconds": seconds,
+      "clips_per_second": self._batch_size / seconds,
+      "mfu": self._utilisation / seconds,
+    }
+
+
+class Averages:
+  """Metrics of the steps since the last reading, kept on the device until they are read."""
+
+  def __init__(self):
+    self._pending: list[tuple[int, dict]] = []
+    self._checked: list[dict[str, float]] = []
+
+  def add(self, step: int, metrics: dict):
+    """Takes the metrics of a step and checks those of the step before, which are ready by now."""
+    self._pending.append((step, metrics))
+    if len(self._pending) > 1:
+      self._check(1)
+
+  def settle(self):
+    """Checks every step taken so far; raises NotFiniteError naming the first bad one."""
+    self._check(0)
+
+  def read(self) -> dict[str, float]:
+    """Means over the steps since the last call; settles first."""
+    self.settle()
+    rows, self._checked = self._checked, []
+    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
+
+  @property
+  def last_loss(self) -> float:
+    """Loss of the newest step that was checked."""
+    return self._checked[-1]["loss"] if self._checked else math.nan
+
+  def _check(self, leave: int):
+    while len(self._pending) > leave:
+      step, metrics = self._pending.pop(0)
+      values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+          raise NotFiniteError(f"step {step}: {name} is {values[name]}")
+      self._checked.append(values)

@@ -1,0 +1,51 @@
+"""What a thing that can be trained provides; the loop does the rest."""
+
+import importlib
+from typing import Protocol
+
+import grain
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+TASKS = {
+  "autoencoder": "lpm_jax.training.autoencoder.AutoencoderTask",
+  "probe": "lpm_jax.evaluation.probe_task.ProbeTask",
+  "base": "lpm_jax.training.base.BaseTask",
+}
+
+
+class Task(Protocol):
+  """A model, its data and its loss.
+
+  A task may also have:
+    stages(seed) -> [(steps, dataset)]: a curriculum of endless, shuffled datasets in place of `dataset`;
+    learning_rates() -> [(steps, [(path regex, factor), ...])]: learning-rate factors stage by stage;
+    finish(model): last changes to the averaged model before it is exported;
+    sample(model, workdir, step): writes samples of the averaged model; may return metrics to record.
+  """
+
+  def build(self, rngs: nnx.Rngs) -> nnx.Module:
+    """The model, freshly initialised; parameters may name their axes (`out_sharding`)."""
+
+  def loss(
+    self, model: nnx.Module, batch: dict, key: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, dict]:
+    """Scalar loss, averaged over the batch, and a dict of scalar metrics."""
+
+  def dataset(self, seed: int) -> grain.MapDataset:
+    """Single examples (dicts of numpy arrays), finite, neither shuffled nor batched."""
+
+  def config_dict(self) -> dict:
+    """What rebuilds the model; stored with the exported weights."""
+
+
+def make_task(config: ConfigDict) -> Task:
+  """The task that `config.task` names: a key of TASKS or the dotted path of a class.
+
+  Raises ValueError for a name that is neither.
+  """
+  module, _, name = TASKS.get(config.task, config.task).rpartition(".")
+  if not module:
+    raise ValueError(f"task: found {config.task!r}, expected one of {sorted(TASKS)}")
+  return getattr(importlib.import_module(module), name)(config)

@@ -1,0 +1,192 @@
+"""The causal autoencoder: causal, streaming equal to whole-clip, Wan2.1's structure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lpm_jax.models.vae import VAEConfig, VideoVAE, puppets, wan21
+
+TINY = VAEConfig(base=4, multipliers=(1, 2, 4, 4), blocks=1)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VideoVAE:
+  """A tiny autoencoder in which every parameter matters, the zero-initialised ones too."""
+  model = VideoVAE(TINY, rngs=nnx.Rngs(0))
+  keys = iter(jax.random.split(jax.random.key(1), 1000))
+  state = jax.tree.map(
+    lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), nnx.state(model, nnx.Param)
+  )
+  nnx.update(model, state)
+  model.latent_mean[...] = jnp.linspace(-1, 1, 16)
+  model.latent_std[...] = jnp.linspace(0.5, 2, 16)
+  return model
+
+
+def _video(frames: int, seed: int = 0) -> jax.Array:
+  return jax.random.uniform(jax.random.key(seed), (2, frames, 16, 24, 3), minval=-1)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+def test_shapes_are_one_plus_a_quarter_and_back(vae, frames):
+  latents = vae.encode(_video(frames))
+  assert latents.shape == (2, 1 + (frames - 1) // 4, 2, 3, 16)
+  assert vae.decode(latents).shape == (2, frames, 16, 24, 3)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+def test_streaming_encode_equals_whole_clip(vae, frames):
+  video = _video(frames)
+  step = jax.jit(lambda x, cache: vae.encode_step(x, cache))
+  cache = vae.init_encode_cache(2, 16, 24)
+  latents = []
+  for start, stop in [(0, 1)] + [(t, t + 4) for t in range(1, frames, 4)]:
+    latent, cache = step(video[:, start:stop], cache)
+    latents.append(latent)
+  np.testing.assert_allclose(jnp.concatenate(latents, 1), vae.encode(video), atol=1e-5)
+  assert step._cache_size() == min(
+    frames, 2
+  )  # one compilation for the first step, one for the rest
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+def test_streaming_decode_equals_whole_clip(vae, frames):
+  latents = jax.random.normal(jax.random.key(2), (2, TINY.latent_frames(frames), 2, 3, 16))
+  step = jax.jit(lambda z, cache: vae.decode_step(z, cache))
+  cache = vae.init_decode_cache(2, 2, 3)
+  video = []
+  for k in range(latents.shape[1]):
+    new, cache = step(latents[:, k : k + 1], cache)
+    video.append(new)
+  np.testing.assert_allclose(jnp.concatenate(video, 1), vae.decode(latents), atol=1e-5)
+  assert step._cache_size() == min(frames, 2)
+
+
+def test_cache_shapes_never_change(vae):
+  cache = vae.init_decode_cache(1, 2, 2)
+  shapes = [jax.tree.map(jnp.shape, cache.past)]
+  for _ in range(3):
+    _, cache = jax.eval_shape(vae.decode_step, jnp.zeros((1, 1, 2, 2, 16)), cache)
+    shapes.append(jax.tree.map(jnp.shape, cache.past))
+  assert all(s == shapes[0] for s in shapes)
+  encode = vae.init_encode_cache(1, 16, 16)
+  shapes = [jax.tree.map(jnp.shape, encode.past)]
+  for frames in (1, 4, 4):
+    _, encode = jax.eval_shape(vae.encode_step, jnp.zeros((1, frames, 16, 16, 3)), encode)
+    shapes.append(jax.tree.map(jnp.shape, encode.past))
+  assert all(s == shapes[0] for s in shapes)
+
+
+def test_later_frames_change_no_earlier_latent(vae):
+  video = _video(13)
+  before = vae.encode(video)
+  for frame, latent in [(12, 3), (9, 3), (8, 2), (5, 2), (1, 1)]:
+    after = vae.encode(video.at[:, frame].add(0.5))
+    np.testing.assert_array_equal(after[:, :latent], before[:, :latent])
+    assert jnp.abs(after - before)[:, latent].max() > 1e-3
+
+
+def test_later_latents_change_no_earlier_frame(vae):
+  latents = jax.random.normal(jax.random.key(3), (1, 4, 2, 2, 16)) * 0.1
+  before = vae.decode(latents)
+  for latent, frame in [(3, 9), (2, 5), (1, 1)]:
+    after = vae.decode(latents.at[:, latent].add(0.5))
+    np.testing.assert_array_equal(after[:, :frame], before[:, :frame])
+    assert jnp.abs(after - before)[:, frame : frame + 4].max() > 1e-3
+
+
+def test_convolution_by_time_taps_equals_a_3d_convolution(vae):
+  from lpm_jax.models.vae_layers import Tape
+
+  conv = vae.encoder.conv_in
+  video = _video(5)
+  expected = jax.lax.conv_general_dilated(
+    video,
+    conv.kernel[...],
+    (1, 1, 1),
+    ((2, 0), (1, 1), (1, 1)),
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  )
+  np.testing.assert_allclose(conv(video, Tape()), expected + conv.bias[...], atol=1e-5)
+
+
+def test_resampling_equals_the_plain_convolutions(vae):
+  from lpm_jax.models.vae_layers import Tape
+
+  down = vae.encoder.stages[0].resample
+  x = jax.random.normal(jax.random.key(4), (1, 1, 8, 6, 4))
+  expected = jax.lax.conv_general_dilated(
+    x[0],
+    down.resample.kernel[...],
+    (2, 2),
+    ((0, 1), (0, 1)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  np.testing.assert_allclose(down(x, Tape())[0], expected + down.resample.bias[...], atol=1e-5)
+
+  up = vae.decoder.stages[-2].resample
+  x = jax.random.normal(jax.random.key(5), (1, 1, 3, 4, 8))
+  expected = jax.lax.conv_general_dilated(
+    x[0].repeat(2, 1).repeat(2, 2),
+    up.resample.kernel[...],
+    (1, 1),
+    ((1, 1), (1, 1)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  np.testing.assert_allclose(up(x, Tape())[0], expected + up.resample.bias[...], atol=1e-5)
+
+
+def test_wan21_size_has_its_parameters_and_cache():
+  """Against public facts of Wan2.1: 126,892,531 parameters, 32 cached tensors in the decoder."""
+  model = nnx.eval_shape(lambda: VideoVAE(wan21(), rngs=nnx.Rngs(0)))
+  count = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+  assert count == 126_892_531
+
+  def cache():
+    return VideoVAE(wan21(), rngs=nnx.Rngs(0)).init_decode_cache(1, 60, 104)
+
+  widths = [(p.shape[-1], p.shape[2] // 60) for p in jax.eval_shape(cache).past]
+  expected = (
+    [(16, 1)] + [(384, 1)] * 11 + [(192, 2)] + [(384, 2)] * 6 + [(192, 4)] * 6 + [(96, 8)] * 7
+  )
+  assert widths == expected
+
+
+def test_puppets_size_is_small_enough_to_ship():
+  model = nnx.eval_shape(lambda: VideoVAE(puppets(), rngs=nnx.Rngs(0)))
+  assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) < 1_500_000
+
+
+def test_normalisation_is_undone_by_decode(vae):
+  mean, _ = vae.encode_moments(_video(5))
+  np.testing.assert_allclose(vae.denormalise(vae.encode(_video(5))), mean, atol=1e-5)
+  plain = jnp.clip(vae.decode_posterior(mean), -1, 1)
+  np.testing.assert_allclose(vae.decode(vae.encode(_video(5))), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda vae: vae.encode(jnp.zeros((1, 6, 16, 16, 3))), "found 6 frames, expected 1 \\+ 4k"),
+    (
+      lambda vae: vae.encode(jnp.zeros((1, 5, 16, 12, 3))),
+      "16 x 12 pixels, expected multiples of 8",
+    ),
+    (lambda vae: vae.encode(jnp.zeros((1, 5, 16, 16, 4))), "16, 4\\), expected .*3"),
+    (lambda vae: vae.decode(jnp.zeros((1, 2, 2, 2, 8))), "2, 8\\), expected .*16"),
+    (
+      lambda vae: vae.decode_step(jnp.zeros((1, 2, 2, 2, 16)), vae.init_decode_cache(1, 2, 2)),
+      "found 2 latent frames, expected 1",
+    ),
+    (
+      lambda vae: vae.encode_step(jnp.zeros((1, 4, 16, 16, 3)), vae.init_encode_cache(1, 16, 16)),
+      "found 4 at the first step, expected 1",
+    ),
+    (lambda vae: VAEConfig(temporal=(True,)), "found 1 entries, .* 3"),
+  ],
+)
+def test_wrong_shapes_are_named(vae, call, message):
+  with pytest.raises(ValueError, match=message):
+    call(vae)
