@@ -52,24 +52,24 @@ def batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
-  start: int = 0,
   threads: int = 2,
   buffer: int = 4,
 ) -> grain.DatasetIterator:
-  """This process's rows of the global batches start, start + 1, ... (dicts of stacked numpy arrays).
+  """This process's rows of the global batches: dicts of stacked numpy arrays, without end.
 
   Row r of global batch s is element s * batch_size + r of the shuffled, endless dataset, whichever
   process reads it; random transforms are seeded by that index too. `get_state` is a small dict of
   plain values that any process count can continue from.
 
   Args:
-    dataset: a finite dataset, shuffled here; or stages [(steps, endless dataset)], switched by step.
+    dataset: finite, shuffled here; or stages [(steps, endless dataset)], switched by step.
     batch_size: of the global batch. Raises ValueError when the processes do not divide it.
     threads, buffer: batches read at once and kept ready.
   """
   if batch_size % process_count:
     raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count}")
-  stages = [(_FOREVER, endless(dataset, seed))] if isinstance(dataset, grain.MapDataset) else dataset
+  finite = isinstance(dataset, grain.MapDataset)
+  stages = [(_FOREVER, endless(dataset, seed))] if finite else dataset
   rows = batch_size // process_count
   offset = process_index * rows
 
@@ -80,7 +80,7 @@ def batches(
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-  steps = grain.MapDataset.range(start, _FOREVER).map(read)
+  steps = grain.MapDataset.range(_FOREVER).map(read)
   return iter(steps.to_iter_dataset(options))
 
 
@@ -94,7 +94,8 @@ class ExampleConfig:
     text_length: tokens of text.
     global_reference: probability that the global reference is there.
     extra_references: probability that a random subset of body views and expressions is there.
-    extension: probability that the window starts 2 to 5 latents into the clip, with 2 to 5 clean ones.
+    extension: probability that the window starts 2 to 5 latents into the clip and is given 2 to 5
+      clean ones.
   """
 
   frames: int
@@ -110,8 +111,8 @@ def example_from_clip(
 ) -> dict[str, np.ndarray]:
   """One training example of the Base model, a window of an encoded clip.
 
-  Returns latents [F, h, w, C]; speak_audio, listen_audio [S] from the video frame at which the window
-  starts; state int8 [T]; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and
+  Returns latents [F, h, w, C]; speak_audio, listen_audio [S] from its first video frame on;
+  state int8 [T]; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and
   reference_label int32 [R]; known int32 []: clean latents at the start. Raises ClipError for a clip
   shorter than the window.
   """

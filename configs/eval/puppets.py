@@ -26,7 +26,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.weights = (
     "puppets"  # the shipped weights, or a folder with base.safetensors and vae.safetensors
   )
-  c.generation = ConfigDict()
+  c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
+  c.generation.steps = 8 if quick else 20
   # instrument
   c.probe_weights = "puppets"
   c.probe_characters = 8 if quick else 100  # a style, for the probe's own error

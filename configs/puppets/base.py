@@ -1,9 +1,9 @@
-"""Base LPM on puppets: speak -> listen -> identity -> temporal extension (LPM 1.0, training stages).
+"""Base LPM on puppets: speak -> listen -> identity -> temporal extension (LPM 1.0's stages).
 
   lpm train --config=configs/puppets/base.py --workdir=runs/puppets
 
-`:demo` continues the shipped weights for a few steps, `:tiny` is a model of a few thousand parameters
-that runs through all four stages in seconds (both with the same data).
+`:demo` continues the shipped weights for a few steps; `:tiny` is a model of a few thousand
+parameters that runs through all four stages in seconds.
 """
 
 from ml_collections import ConfigDict
@@ -109,7 +109,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.batch_size = 2
     c.data.latent_frames = 3
     c.data.slots = 2
-    c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32, text_width=16, audio_width=16)
+    c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32)
+    c.model.transformer.update(text_width=16, audio_width=16)
     c.model.text = dict(width=16, heads=2, layers=1, length=6)
     c.model.audio = dict(width=16, bands=16)
     c.stages = tuple({**stage, "steps": 2} for stage in c.stages)

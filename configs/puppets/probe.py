@@ -45,5 +45,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # evaluation
   c.evaluation = ConfigDict()
   c.evaluation.log_every = 50
-  c.evaluation.sample_every = 10**9
+  c.evaluation.sample_every = 0
   return c

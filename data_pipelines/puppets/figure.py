@@ -18,13 +18,17 @@ FACE_HEIGHT = 0.62
 NECK_PIVOT = -0.5
 HEAD_Y = 0.05
 EAR_Y, EAR_Z = -0.03, -0.15
+TORSO_PARTS = ("neck", "torso")
+FACE_PARTS = ("skull", "jaw", "muzzle", "nose")
+SKIN_PARTS = ("neck", *FACE_PARTS, "left ear", "right ear")
+HAIR_PARTS = ("inner hair", "left lock", "right lock", "back hair", "left tuft", "right tuft", "cap", "bun")
 PARTS = (
-  ("neck", "torso", "collar")
-  + ("skull", "jaw", "muzzle", "nose", "left ear", "right ear")
-  + ("left ring", "right ring", "inner hair", "left lock", "right lock", "back hair")
-  + ("left tuft", "middle tuft", "right tuft", "cap", "bun band", "bun")
+  *TORSO_PARTS,
+  *FACE_PARTS,
+  *("left ear", "right ear", "left ring", "right ring"),
+  *HAIR_PARTS[:-1],
+  *("bun band", "bun"),
 )
-TORSO_PARTS = 3
 PART = {name: i for i, name in enumerate(PARTS)}
 
 
@@ -34,22 +38,16 @@ class Solid(NamedTuple):
   centre: Vector
   radii: Vector
   albedo: Vector
-  skin: float = 0.0
-  hair: float = 0.0
-  face: float = 0.0
   shown: float | Array = 1.0
   softness: float = 0.03
 
 
 class Figure(NamedTuple):
-  """All solids of one frame as arrays: [N, 3], [N, 3], [N, 3], [N], [N], [N], [N], [N]."""
+  """All solids of one frame as arrays: [N, 3], [N, 3], [N, 3], [N], [N]."""
 
   centre: Array
   radii: Array
   albedo: Array
-  skin: Array
-  hair: Array
-  face: Array
   shown: Array
   softness: Array
 
@@ -106,8 +104,8 @@ def hairline(u: Array, s: SimpleNamespace) -> Array:
   return 0.9 + s.hairline + bow + sweep + peak - 0.26 * spikes * wave
 
 
-def openings(s: SimpleNamespace, x: Array, y: Array, depths: Array, soft: float) -> dict[str, Array]:
-  """Coverage [S, S] of the solids with holes, by name; `depths` [N, S, S] as cast."""
+def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array], soft: float) -> dict[str, Array]:
+  """Coverage [S, S] of the solids with holes, by name; `depths` as cast."""
 
   def at(name: str) -> Vector:
     return local_point(s, "head", x, y, depths[PART[name]])
@@ -150,11 +148,10 @@ def clothes_pattern(
 
 
 def _body(s: SimpleNamespace) -> dict[str, Solid]:
-  skin, clothes, accent = _colours(s, "skin", "clothes", "accent")
+  skin, clothes = _colours(s, "skin", "clothes")
   return {
-    "neck": Solid((0.0, -0.62, -0.06), (0.19, 0.5, 0.18), skin, skin=1.0),
+    "neck": Solid((0.0, -0.62, -0.06), (0.19, 0.5, 0.18), skin),
     "torso": Solid((0.0, -1.36, -0.04), (0.82, 0.66, 0.42), clothes),
-    "collar": Solid((0.0, -0.79, -0.05), (0.27, 0.08, 0.25), tuple(0.92 * c for c in accent)),
   }
 
 
@@ -164,34 +161,30 @@ def _head(s: SimpleNamespace) -> dict[str, Solid]:
   narrow = 0.93 - 0.7 * s.jaw_taper - s.look_jaw + s.cheeks
   size = s.nose_size * s.look_nose
   lift = 0.03 * s.nose_wrinkle
-  flesh = {"skin": 1.0, "face": 1.0}
   ear_skin = tuple(0.94 * c for c in skin)
   solids = {
-    "skull": Solid((0.0, SKULL_Y, 0.0), (s.radius_x, s.radius_y, s.radius_z), skin, **flesh),
+    "skull": Solid((0.0, SKULL_Y, 0.0), (s.radius_x, s.radius_y, s.radius_z), skin),
     "jaw": Solid(
       (0.0, -0.17 - 0.5 * drop, 0.04),
       (s.radius_x * narrow, 0.44 * s.face_height + 0.5 * drop, 0.9 * s.radius_z),
       skin,
       softness=0.12,
-      **flesh,
     ),
     "muzzle": Solid(
       (0.0, -0.34 - drop, 0.32),
       (0.26, 0.22 + drop, 0.23),
       skin,
       softness=0.14,
-      **flesh,
     ),
     "nose": Solid(
       (0.0, -0.12 + lift, 0.5),
       (0.072 * size + 0.015 * s.nose_wrinkle, 0.105 * size, 0.05 + 0.075 * size),
       skin,
       softness=0.06,
-      **flesh,
     ),
   }
   for side, name in ((-1.0, "left ear"), (1.0, "right ear")):
-    solids[name] = Solid((side * s.radius_x, EAR_Y, EAR_Z), (0.06, 0.14, 0.1), ear_skin, skin=1.0)
+    solids[name] = Solid((side * s.radius_x, EAR_Y, EAR_Z), (0.06, 0.14, 0.1), ear_skin)
   return solids
 
 
@@ -204,21 +197,19 @@ def _hair(s: SimpleNamespace) -> dict[str, Solid]:
   def shaded(k: float) -> Vector:
     return tuple(k * c for c in hair)
 
-  inner = (s.radius_x + 0.92 * grow, s.radius_y + 0.9 * grow, 0.3)
+  inner = (s.radius_x + 0.92 * grow, s.radius_y + 0.9 * grow, 0.45)
   solids = {
-    "inner hair": Solid((0.0, SKULL_Y - 0.02, -0.26), inner, shaded(0.72), hair=1.0),
+    "inner hair": Solid((0.0, SKULL_Y - 0.02, -0.12), inner, shaded(0.72)),
     "back hair": Solid(
       (0.0, mix(-0.2, -0.5, long), -0.22),
       (s.radius_x + mix(-0.03, 0.08, long), mix(0.34, 0.6, long), 0.36 + 0.5 * s.hair_volume),
       shaded(0.95),
-      hair=1.0,
       softness=0.12,
     ),
     "cap": Solid(
       (0.0, SKULL_Y, -0.03),
       (s.radius_x + grow, s.radius_y + grow, s.radius_z + grow),
       hair,
-      hair=1.0,
     ),
   }
   for side, name in ((-1.0, "left lock"), (1.0, "right lock")):
@@ -226,19 +217,13 @@ def _hair(s: SimpleNamespace) -> dict[str, Solid]:
       (side * (s.radius_x + 0.01 + 0.4 * s.hair_volume), 0.04 - fall, 0.06),
       (0.095, 0.32 + 0.85 * fall, 0.14),
       hair,
-      hair=1.0,
       softness=0.06,
     )
-  for name, x, height in (
-    ("left tuft", -0.21, 0.1),
-    ("middle tuft", 0.04, 0.16),
-    ("right tuft", 0.28, 0.08),
-  ):
+  for name, x, height in (("left tuft", -0.16, 0.13), ("right tuft", 0.17, 0.09)):
     solids[name] = Solid(
       (x, SKULL_Y + s.radius_y - 0.02 + s.hair_volume, 0.1),
-      (0.15, 0.06 + height * s.tuft, 0.17),
+      (0.2, 0.06 + height * s.tuft, 0.2),
       hair,
-      hair=1.0,
       softness=0.1,
     )
   return solids
@@ -258,7 +243,7 @@ def _hidden(s: SimpleNamespace) -> dict[str, Solid]:
     "left ring": Solid(_ring_centre(s, -1.0), hoop, gold, **ring),
     "right ring": Solid(_ring_centre(s, 1.0), hoop, gold, **ring),
     "bun band": Solid((0.0, 0.27, -back - 0.07), (0.26, 0.26, 0.09), accent, **bun),
-    "bun": Solid((0.0, 0.28, -back - 0.16), (0.205, 0.205, 0.18), bun_hair, hair=1.0, **bun),
+    "bun": Solid((0.0, 0.28, -back - 0.16), (0.205, 0.205, 0.18), bun_hair, **bun),
   }
 
 

@@ -4,13 +4,13 @@ World axes: x image right, y up, z to the viewer; the picture spans -1..1 in x a
 N solids, S x S samples.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-UNROLL = 21
 Vector = tuple[Array, Array, Array]
 
 
@@ -76,42 +76,45 @@ def quadrics(centre: Array, radii: Array, rotations: Array, origins: Array) -> Q
   return Quadrics(inside, middle, normal * jnp.cbrt(radii.prod(-1))[:, None, None])
 
 
-def cast(table: Quadrics, x: Array, y: Array) -> tuple[Array, Array]:
-  """Depth of the front surfaces and signed distance inside the silhouettes, both [N, S, S].
+def cast(table: Quadrics, x: Array, y: Array) -> tuple[list[Array], list[Array]]:
+  """Depth of each front surface and signed distance inside each silhouette: two lists of N arrays [S, S].
 
   Outside a silhouette the depth continues with that of the chord's middle, so it has no jumps.
   """
-  k = table.inside[:, :, :, None, None]
-  m = table.middle[:, :, None, None]
-  slope_x = k[:, 0, 0] * x + k[:, 0, 1] * y + k[:, 0, 2]
-  slope_y = k[:, 0, 1] * x + k[:, 1, 1] * y + k[:, 1, 2]
-  form = slope_x * x + slope_y * y + k[:, 0, 2] * x + k[:, 1, 2] * y + k[:, 2, 2]
-  z = jnp.sqrt(jnp.maximum(form, 0.0)) - (m[:, 0] * x + m[:, 1] * y + m[:, 2])
-  # The gradient of the form is twice the slope: its ratio is the distance, exact at the silhouette.
-  steep = jax.lax.rsqrt(slope_x * slope_x + slope_y * slope_y + 1e-6)
-  return z, jnp.minimum(0.5 * form * steep, 0.3)
+  depths, edges = [], []
+  for k, m in zip(table.inside, table.middle, strict=True):
+    slope_x = k[0, 0] * x + k[0, 1] * y + k[0, 2]
+    slope_y = k[0, 1] * x + k[1, 1] * y + k[1, 2]
+    form = slope_x * x + slope_y * y + k[0, 2] * x + k[1, 2] * y + k[2, 2]
+    depths.append(jnp.sqrt(jnp.maximum(form, 0.0)) - (m[0] * x + m[1] * y + m[2]))
+    # The gradient of the form is twice the slope: the ratio is the distance, exact at the silhouette.
+    steep = jax.lax.rsqrt(slope_x * slope_x + slope_y * slope_y + 1e-6)
+    edges.append(jnp.minimum(0.5 * form * steep, 0.3))
+  return depths, edges
 
 
-def blend_by_depth(z: Array, cover: Array, softness: Array) -> Array:
-  """How much each of N surfaces contributes to each sample, [N, S, S]; the sum is the coverage.
+def draw(
+  depth: Array, z: Sequence[Array], cover: Sequence[Array], softness: Array
+) -> tuple[Array, list[Array]]:
+  """Draws surfaces in order over `depth`: the new depth, and the part each takes when it is drawn.
 
-  Surfaces are drawn in order over one another; `softness` [N] is the depth over which a nearer one takes over, so
-  intersections move smoothly.
+  `softness` is the depth over which a nearer surface takes over, so intersections move smoothly.
   """
+  parts = []
+  for z_i, cover_i, soft_i in zip(z, cover, softness, strict=True):
+    part = cover_i * jnp.clip((z_i - depth) / soft_i + 0.5, 0.0, 1.0)
+    depth = mix(depth, z_i, part)
+    parts.append(part)
+  return depth, parts
 
-  def draw(depth, surface):
-    z_i, cover_i, soft_i = surface
-    t = cover_i * jnp.clip((z_i - depth) / soft_i + 0.5, 0.0, 1.0)
-    return mix(depth, z_i, t), t
 
-  def peel(left, t):
-    return left * (1.0 - t), left * t
-
-  _, drawn = jax.lax.scan(
-    draw, jnp.full(z.shape[1:], -4.0, z.dtype), (z, cover, softness), unroll=UNROLL
-  )
-  _, weights = jax.lax.scan(peel, jnp.ones(z.shape[1:], z.dtype), drawn, reverse=True, unroll=UNROLL)
-  return weights
+def peel(left: Array, parts: Sequence[Array]) -> tuple[Array, list[Array]]:
+  """From the last surface drawn to the first: what is `left` for those below, and what each one keeps."""
+  kept = []
+  for part in reversed(parts):
+    kept.append(left * part)
+    left = left * (1.0 - part)
+  return left, kept[::-1]
 
 
 def _matmul(a: Array, b: Array) -> Array:

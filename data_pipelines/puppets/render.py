@@ -4,6 +4,7 @@ One compiled function per picture size serves every character and style; tracks 
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -18,8 +19,11 @@ from data_pipelines.puppets.expressions import expression_pose
 from data_pipelines.puppets.face import decals
 from data_pipelines.puppets.figure import (
   FACE_HEIGHT,
+  FACE_PARTS,
+  HAIR_PARTS,
   PART,
   PARTS,
+  SKIN_PARTS,
   TORSO_PARTS,
   Figure,
   clothes_pattern,
@@ -29,11 +33,22 @@ from data_pipelines.puppets.figure import (
   local_point,
   openings,
 )
-from data_pipelines.puppets.geometry import Quadrics, blend_by_depth, cast, mix, mix3, quadrics, ramp
+from data_pipelines.puppets.geometry import (
+  Quadrics,
+  Vector,
+  cast,
+  draw,
+  mix,
+  mix3,
+  peel,
+  quadrics,
+  ramp,
+)
 from data_pipelines.puppets.pose import POSE_FIELDS, make_pose
 from data_pipelines.puppets.shading import Surface, background, shade
 
 CHUNK = 4
+_GROUP = 7
 VIEW_YAW = {"front": 0.0, "left": -1.4, "right": 1.4, "back": float(np.pi)}
 
 
@@ -105,9 +120,9 @@ class _Buffers(NamedTuple):
   """What the solids leave for paint and light, per sample [S, S]."""
 
   z: Array
-  normal: Array  # [3, S, S], world
-  albedo: Array  # [3, S, S]
-  material: Array  # [skin, hair, face, torso], [4, S, S]
+  normal: Vector  # world
+  albedo: Vector
+  material: tuple[Array, ...]  # skin, hair, face, torso
   edge: Array
   cover: Array
 
@@ -132,20 +147,37 @@ def _render_chunk(params: Array, pose: Array, size: int, supersample: int) -> Ar
     return jax.lax.map(lambda args: function(names(args[0]), *args[1:]), (states, *inputs))
 
   states = jax.vmap(state)(pose)
-  tables = jax.vmap(lambda scalars: _tables(names(scalars)))(states)
-  depths = stage(lambda s, table: cast(table[1], x, y), tables)
-  buffers = stage(lambda s, table, cast_: _composite(s, *table, *cast_, x, y, step), tables, depths)
-  at = stage(lambda s, b: _face_coordinates(s, x, y, b.z), buffers)
-  masks = stage(lambda s, uv: jnp.stack([d.mask for d in decals(*uv[:2], s, step)]), at)
+  parts, table = jax.vmap(lambda scalars: _tables(names(scalars)))(states)
   paints = jax.vmap(lambda scalars: _paints(names(scalars)))(states)
-  surfaces = stage(lambda s, *b: _surface(s, *b, x, y, step), buffers, paints, masks, at)
+  z, edge = stage(lambda s, t: cast(t, x, y), table)
+  cover = stage(lambda s, *args: _covers(s, *args, x, y, step), parts, z, edge)
+  weights = _blend(stage, z, cover, parts.softness)
+  buffers = stage(lambda s, *args: _gather(*args, x, y), parts, table, z, edge, weights)
+  at = stage(lambda s, b: _face_coordinates(s, x, y, b.z), buffers)
+  masks = stage(lambda s, uv: [d.mask for d in decals(*uv[:2], s, step)], at)
+  face = stage(lambda s, *args: _painted(s, *args), paints, masks, at)
+  surfaces = stage(lambda s, *args: _surface(s, *args, x, y, step), buffers, face, at)
   image = stage(lambda s, surface, b: _colour(s, surface, b.cover, x, y, size), surfaces, buffers)
   return jnp.round(jnp.clip(image, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
+def _blend(stage: Callable, z: list[Array], cover: list[Array], softness: Array) -> list[Array]:
+  """What each solid contributes to each sample; the sum is the coverage. A few solids a stage."""
+  depth, left = jnp.full_like(z[0], -4.0), jnp.ones_like(z[0])
+  groups = [slice(i, i + _GROUP) for i in range(0, len(z), _GROUP)]
+  drawn, kept = [], []
+  for g in groups:
+    depth, parts = stage(lambda s, *args: draw(*args), depth, z[g], cover[g], softness[:, g])
+    drawn.append(parts)
+  for parts in reversed(drawn):
+    left, weights = stage(lambda s, *args: peel(*args), left, parts)
+    kept = weights + kept
+  return kept
+
+
 def _tables(s: SimpleNamespace) -> tuple[Figure, Quadrics]:
   parts = figure(s)
-  torso = (jnp.arange(len(PARTS)) < TORSO_PARTS)[:, None]
+  torso = jnp.array([[name in TORSO_PARTS] for name in PARTS])
   rotations = jnp.where(torso[:, :, None], s.torso, s.head)
   origins = jnp.where(torso, s.torso_at, s.head_at)
   return parts, quadrics(parts.centre, parts.radii, rotations, origins)
@@ -158,42 +190,39 @@ def _paints(s: SimpleNamespace) -> Array:
   return jnp.array([(*d.colour, d.unlit) for d in drawn], jnp.float32)
 
 
-def _composite(
-  s: SimpleNamespace,
+def _covers(
+  s: SimpleNamespace, parts: Figure, z: list[Array], edge: list[Array], x: Array, y: Array, step: float
+) -> list[Array]:
+  holes = openings(s, x, y, z, step)
+  cover = [jnp.clip(e / step + 0.5, 0.0, 1.0) * a for e, a in zip(edge, parts.shown, strict=True)]
+  return [c * holes.get(name, 1.0) for c, name in zip(cover, PARTS, strict=True)]
+
+
+def _gather(
   parts: Figure,
   table: Quadrics,
-  z: Array,
-  edge: Array,
+  z: list[Array],
+  edge: list[Array],
+  weights: list[Array],
   x: Array,
   y: Array,
-  step: float,
 ) -> _Buffers:
-  """Blends the solids; the weighted sums over them are one matrix product."""
-  cover = jnp.clip(edge / step + 0.5, 0.0, 1.0) * parts.shown[:, None, None]
-  for name, open_ in openings(s, x, y, z, step).items():
-    cover = cover.at[PART[name]].multiply(open_)
-  weights = blend_by_depth(z, cover, parts.softness)
-  body = (jnp.arange(len(PARTS)) < TORSO_PARTS).astype(jnp.float32)
-  one = jnp.ones_like(body)
-  constant = jnp.stack([*parts.albedo.T, parts.skin, parts.hair, parts.face, body, one])
-  normal = table.normal.transpose(2, 1, 0)
-  by_weight = jnp.concatenate([constant, normal[0], normal[1], normal[3]])
-  by_depth = jnp.concatenate([normal[2], one[None]])
-  sums = jnp.einsum("kn,nhw->khw", by_weight, weights)
-  deep = jnp.einsum("kn,nhw->khw", by_depth, weights * z)
-  n = sums[8:11] * x + sums[11:14] * y + sums[14:17] + deep[:3]
-  n = n * jax.lax.rsqrt(jnp.square(n).sum(0) + 1e-6)
-  cover = sums[7]
-  # Albedo and material are premultiplied by coverage: divide, so that silhouettes do not darken twice.
+  """Weighted sums over the solids; those of colours and normals are one matrix product."""
+  cover = sum(weights)
+  # Sums are premultiplied by coverage: divide, so that silhouettes do not darken twice.
   per_cover = 1.0 / jnp.maximum(cover, 1e-3)
-  return _Buffers(
-    deep[3] * per_cover,
-    n,
-    sums[:3] * per_cover,
-    sums[3:7] * per_cover,
-    (weights * edge).sum(0) * per_cover,
-    cover,
-  )
+  z = sum(w * z_i for w, z_i in zip(weights, z, strict=True)) * per_cover
+  edge = sum(w * e for w, e in zip(weights, edge, strict=True)) * per_cover
+  factors = jnp.concatenate([parts.albedo.T, table.normal.transpose(2, 1, 0).reshape(12, -1)])
+  sums = jnp.einsum("kn,nhw->khw", factors, jnp.stack(weights))
+  normal = sums[3:6] * x + sums[6:9] * y + sums[9:12] * z + sums[12:]
+  normal = normal * jax.lax.rsqrt(jnp.square(normal).sum(0) + 1e-6)
+
+  def share(names: Sequence[str]) -> Array:
+    return sum(weights[PART[name]] for name in names) * per_cover
+
+  material = (share(SKIN_PARTS), share(HAIR_PARTS), share(FACE_PARTS), share(TORSO_PARTS))
+  return _Buffers(z, tuple(normal), tuple(sums[:3] * per_cover), material, edge, cover)
 
 
 def _face_coordinates(s: SimpleNamespace, x: Array, y: Array, z: Array) -> tuple[Array, ...]:
@@ -207,33 +236,37 @@ def _face_coordinates(s: SimpleNamespace, x: Array, y: Array, z: Array) -> tuple
   return n[0] * spread * s.radius_x, n[1] * spread * FACE_HEIGHT, front, strands
 
 
+def _painted(
+  s: SimpleNamespace, paints: Array, masks: list[Array], at: tuple[Array, ...]
+) -> tuple[Array, ...]:
+  """The skin with all decals on it, in the shadow of the hair: red, green, blue, unlit."""
+  u, v, *_ = at
+  shadow = 1.0 - 0.26 * ramp(-0.12, 0.02, v - hairline(u / s.radius_x, s) * FACE_HEIGHT)
+  face = (s.skin_r * shadow, s.skin_g * shadow, s.skin_b * shadow, jnp.zeros_like(u))
+  for mask, colour in zip(masks, paints, strict=True):
+    face = tuple(mix(c, new, mask) for c, new in zip(face, colour, strict=True))
+  return face
+
+
 def _surface(
   s: SimpleNamespace,
   b: _Buffers,
-  paints: Array,
-  masks: Array,
+  face: tuple[Array, ...],
   at: tuple[Array, ...],
   x: Array,
   y: Array,
   step: float,
 ) -> Surface:
-  """Adds what is painted on the solids: face, strands of hair, shadows, the pattern of the clothes."""
-  u, v, front, strands = at
-  skin, hair, face, torso = b.material
-  shadow = 1.0 - 0.26 * ramp(-0.12, 0.02, v - hairline(u / s.radius_x, s) * FACE_HEIGHT)
-  painted = [b.albedo[i] * shadow for i in range(3)]
-  unlit = jnp.zeros_like(u)
-  for mask, colour in zip(masks, paints, strict=True):
-    *painted, unlit = (mix(c, new, mask) for c, new in zip((*painted, unlit), colour, strict=True))
-  on_face = face * front
-  albedo = [mix(c, new, on_face) for c, new in zip(b.albedo, painted, strict=True)]
-  strand = 1.0 + 0.09 * hair * strands
+  """Puts the painted face, strands of hair, the head's shadow and the pattern of the clothes on the solids."""
+  front, strands = at[2:]
+  skin, hair, flesh, torso = b.material
+  on_face = flesh * front
+  albedo = mix3(b.albedo, face[:3], on_face)
   cast_shadow = torso * ramp(-0.95, -0.5, y - s.torso_at[1]) * (0.25 + 0.2 * skin)
   pattern, accent = clothes_pattern(s, x, y, b.z, step)
-  cloth = torso * (1.0 - skin)
-  albedo = [mix(c, a, cloth * pattern) for c, a in zip(albedo, accent, strict=True)]
-  albedo = tuple(c * strand * (1.0 - cast_shadow) for c in albedo)
-  return Surface(tuple(b.normal), albedo, unlit * on_face, skin, hair, b.edge)
+  albedo = mix3(albedo, accent, torso * (1.0 - skin) * pattern)
+  light = (1.0 + 0.09 * hair * strands) * (1.0 - cast_shadow)
+  return Surface(b.normal, tuple(c * light for c in albedo), face[3] * on_face, skin, hair, b.edge)
 
 
 def _colour(

@@ -1,8 +1,9 @@
 """Videos of any length: windows that continue from the tail latents of the window before.
 
-LPM 1.0 generates long videos chunk by chunk in latent space, each chunk starting from the tail of the last one,
-the overlap blended linearly. Here a window starts with `overlap` latents known clean (timestep 0), as the
-temporal-extension stage trains it; `blend` further latents are made by both windows and cross-faded.
+LPM 1.0 generates long videos chunk by chunk in latent space, each chunk starting from the tail of
+the last one, the overlap blended linearly. Here a window starts with `overlap` latents known clean
+(timestep 0), as the temporal-extension stage trains it; `blend` further latents are made by both
+windows and cross-faded.
 """
 
 import dataclasses
@@ -45,25 +46,24 @@ SampleWindow = Callable[[Window, Array, Array], Array]
 
 
 def plan_windows(total: int, window: int, overlap: int, blend: int = 0) -> tuple[Window, ...]:
-  """Windows that cover `total` latent frames.
+  """The fewest windows of one length, at most `window`, that cover `total` latent frames.
 
-  One window of just `total` frames when that is enough; otherwise all are `window` long, so that the
-  sampler compiles once. Raises ValueError for a window without room for new latents.
+  One length, so that the sampler compiles once; as short as it may be, so that the last window
+  makes few latents over the end. Raises ValueError for windows without room for new latents.
   """
   if total < 1:
     raise ValueError(f"total: found {total} latent frames, expected at least 1")
-  if overlap < 1 or blend < 0 or overlap + blend >= window:
+  shared = overlap + blend
+  if overlap < 1 or blend < 0 or shared >= window:
     raise ValueError(
       f"window: found {window} latents with an overlap of {overlap} and a blend of {blend}, "
       "expected overlap >= 1, blend >= 0 and new latents behind both"
     )
-  if total <= window:
-    return (Window(0, total, known=1, blend=0),)
-  stride = window - overlap - blend
-  later = math.ceil((total - window) / stride)
+  count = 1 + max(0, math.ceil((total - window) / (window - shared)))
+  length = math.ceil((total + (count - 1) * shared) / count)
   return (
-    Window(0, window, known=1, blend=0),
-    *(Window(i * stride, window, overlap, blend) for i in range(1, later + 1)),
+    Window(0, length, known=1, blend=0),
+    *(Window(i * (length - shared), length, overlap, blend) for i in range(1, count)),
   )
 
 
@@ -81,7 +81,7 @@ def blend_weights(blend: int) -> Array:
 
 
 def join_window(tail: Array, made: Array, window: Window) -> Array:
-  """What a window made [B, length, h, w, C], joined to the tail [B, known + blend, h, w, C] it shares.
+  """Latents of a window [B, length, h, w, C] joined to the tail [B, known + blend, h, w, C].
 
   Known latents are the tail's, blended ones are cross-faded, the others stay.
   """

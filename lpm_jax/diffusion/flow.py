@@ -35,10 +35,11 @@ def velocity_to_clean(noisy: Array, velocity: Array, t: Array) -> Array:
   return noisy - _per_frame(t) * velocity
 
 
-def flow_loss(velocity: Array, clean: Array, noise: Array, weight: Array) -> Array:
-  """Mean squared velocity error per clip over the latent frames that count.
+def flow_loss(velocity: Array, target: Array, weight: Array) -> Array:
+  """Mean squared velocity error over the latent frames that count, averaged over clips.
 
-  Shapes: velocity, clean, noise [B, F, H, W, C]; weight [B, F], 0 for frames given clean. Returns fp32 [B].
+  Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean.
   """
-  error = jnp.square(velocity.astype(jnp.float32) - (noise - clean)).mean(axis=(2, 3, 4))
-  return (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)
+  error = jnp.square(velocity.astype(jnp.float32) - target).mean(axis=(2, 3, 4))
+  per_clip = (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)
+  return per_clip.mean()

@@ -170,8 +170,8 @@ def nod_scores(
   """Precision, recall and F1 of nods in NOD_WINDOW seconds after the partner's phrase ends.
 
   A window is expected to hold a nod when the true pitch has one there. Recall: expected windows in
-  which the video nods. Precision: nods of the video in listening frames that fall in an expected
-  window.
+  which the video nods. Precision: the video's nods in such windows, of those and all others in
+  listening frames.
   """
   expected = hit = found = placed = 0
   for clip in clips:
@@ -184,9 +184,10 @@ def nod_scores(
         windows.append((low, high))
         hit += any(low <= t <= high for t in read)
     expected += len(windows)
-    listening = [t for t in read if clip.state[t] == LISTENING]
-    found += len(listening)
-    placed += sum(any(low <= t <= high for low, high in windows) for t in listening)
+    for t in read:
+      inside = any(low <= t <= high for low, high in windows)
+      placed += inside
+      found += inside or bool(clip.state[t] == LISTENING)
   recall = hit / expected if expected else float("nan")
   precision = placed / found if found else (0.0 if expected else float("nan"))
   total = precision + recall

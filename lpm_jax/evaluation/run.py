@@ -20,7 +20,7 @@ from data_pipelines.clip import Clip
 from lpm_jax.evaluation import actions, goals, probe_task, report, scoring, suite
 from lpm_jax.evaluation.probe import Probe, load_probe
 from lpm_jax.evaluation.scoring import System, Take
-from lpm_jax.generate import Generator, GeneratorConfig
+from lpm_jax.generate import GenerateSettings, Generator
 from lpm_jax.models.vae import VideoVAE
 from lpm_jax.weights import shipped
 
@@ -105,7 +105,7 @@ def load_systems(config: ConfigDict) -> dict[str, System]:
 def load_generator(config: ConfigDict) -> Generator:
   """The model under test with the solver of `config.generation`."""
   lpm, vae = shipped.load_models(config.weights)
-  return Generator(lpm, vae, GeneratorConfig(**config.generation))
+  return Generator(lpm, vae, GenerateSettings(**config.generation))
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict:

@@ -73,12 +73,14 @@ def identity_pair(index: int, actions: tuple[str, ...]) -> tuple[Clip, Clip]:
 
 
 def without_revealing(clip: Clip) -> Clip:
-  """The clip with only those references that show what the main picture shows."""
+  """The clip with only those references that show what the main picture shows.
+
+  It keeps its clip_id, from which a generator's noise follows: with and without, on the same seeds.
+  """
   pairs = zip(clip.reference_kind.tolist(), clip.reference_label.tolist(), strict=True)
   keep = np.array([pair in PLAIN_REFERENCES for pair in pairs])
   return dataclasses.replace(
     clip,
-    clip_id=f"{clip.clip_id}-plain",
     references=clip.references[keep],
     reference_kind=clip.reference_kind[keep],
     reference_label=clip.reference_label[keep],

@@ -15,8 +15,8 @@ _MISSING_SECONDS = 0.1  # decoded this much less than the header promises: the f
 def read_audio(path: Path) -> np.ndarray:
   """One mono track: float32 [S] at 16 kHz in [-1, 1], channels averaged.
 
-  Any rate and any number of channels. Raises MediaError for a file that is missing, empty, damaged or
-  cut short, and for one without an audio stream.
+  Any rate and any number of channels. Raises MediaError for a file that is missing, empty, damaged
+  or cut short, and for one without an audio stream.
   """
   return np.ascontiguousarray(read_channels(path).mean(axis=0))
 
@@ -24,8 +24,8 @@ def read_audio(path: Path) -> np.ndarray:
 def read_stereo_tracks(path: Path) -> tuple[np.ndarray, np.ndarray]:
   """A two-track dialogue in one stereo file: (left, right) float32 [S] at 16 kHz.
 
-  Left is the character (speak track), right the partner (listen track), as `write_video` is given them.
-  Raises MediaError as `read_audio` does, and for a file that does not have two channels.
+  Left is the character (speak track), right the partner (listen track), as `write_video` is given
+  them. Raises MediaError as `read_audio` does, and for a file that does not have two channels.
   """
   channels = read_channels(path)
   if len(channels) != 2:
@@ -39,7 +39,7 @@ def is_silent(audio: np.ndarray) -> bool:
 
 
 def read_channels(path: Path) -> np.ndarray:
-  """All channels: float32 [channels, S] at 16 kHz in [-1, 1]. Raises MediaError as `read_audio` does."""
+  """All channels: float32 [channels, S] at 16 kHz in [-1, 1]; raises as `read_audio` does."""
   check_readable(path, AUDIO)
   try:
     with av.open(str(path)) as container:
@@ -50,7 +50,9 @@ def read_channels(path: Path) -> np.ndarray:
   except (av.FFmpegError, ValueError) as error:
     if isinstance(error, MediaError):
       raise
-    raise MediaError(path, f"a damaged or unknown file ({error.strerror or error})", AUDIO) from error
+    raise MediaError(
+      path, f"a damaged or unknown file ({error.strerror or error})", AUDIO
+    ) from error
   seconds = samples.shape[1] / rate
   if promised - seconds > _MISSING_SECONDS:
     found = f"{seconds:.2f} s of audio under a header that promises {promised:.2f} s"
@@ -63,7 +65,7 @@ def read_channels(path: Path) -> np.ndarray:
 
 
 def _decode(container: av.container.InputContainer, path: Path) -> tuple[np.ndarray, int, float]:
-  """Samples float32 [channels, S] at the rate of the file, that rate, seconds the header promises."""
+  """Samples float32 [channels, S], the rate of the file, seconds the header promises."""
   stream = container.streams.audio[0]
   to_float = av.AudioResampler(format="fltp")  # FFmpeg has a dozen formats of sample
   parts = []

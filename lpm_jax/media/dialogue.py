@@ -71,8 +71,8 @@ def split_tracks(
 ) -> tuple[np.ndarray, np.ndarray]:
   """One mixed track and its turns -> (speak, listen) float32 [S] at 16 kHz.
 
-  The turns of `character` go to the speak track, all others to the listen track, silence elsewhere; where
-  they overlap both tracks hold the mixture. Raises ValueError when `character` has no turn.
+  The turns of `character` go to the speak track, all others to the listen track, silence elsewhere;
+  where they overlap both tracks hold the mixture. Raises ValueError when `character` has no turn.
   """
   speakers = sorted({turn.speaker for turn in turns})
   if character not in speakers:
@@ -89,10 +89,10 @@ def split_tracks(
 
 
 def parse_timed_texts(text: str) -> list[tuple[float, str]]:
-  """"0:calm, looks left;4.5:smiles" -> [(0.0, "calm, looks left"), (4.5, "smiles")].
+  """Reads "0:calm, looks left;4.5:smiles" as [(0.0, "calm, looks left"), (4.5, "smiles")].
 
-  Text without a time holds from the start. Raises ValueError for a part without a time behind one that
-  has a time, and for times that do not rise.
+  Text without a time holds from the start. Raises ValueError for a part without a time behind one
+  that has a time, and for times that do not rise.
   """
   if not _TIMED.fullmatch(text.split(";")[0]):
     return [(0.0, text.strip())]
@@ -102,7 +102,9 @@ def parse_timed_texts(text: str) -> list[tuple[float, str]]:
       continue
     match = _TIMED.fullmatch(part)
     if match is None:
-      raise ValueError(f"text: found {part.strip()!r}, expected SECONDS:TEXT as in the parts before")
+      raise ValueError(
+        f"text: found {part.strip()!r}, expected SECONDS:TEXT as in the parts before"
+      )
     start = float(match[1])
     if texts and start <= texts[-1][0]:
       raise ValueError(f"text: found {start} s after {texts[-1][0]} s, expected rising times")

@@ -19,7 +19,7 @@ _BIT_RATE = 96_000
 
 
 class Video(NamedTuple):
-  """A decoded video: frames uint8 [T, H, W, 3], frames per second, audio float32 [S, channels] or None."""
+  """A decoded video: frames uint8 [T, H, W, 3], frames per second, audio [S, channels]."""
 
   frames: np.ndarray
   fps: float
@@ -147,9 +147,7 @@ def side_by_side(
   return np.concatenate([top, tall], axis=1)
 
 
-def _enlarged(
-  frames: np.ndarray, scale: int, resampling: Image.Resampling
-) -> Iterator[np.ndarray]:
+def _enlarged(frames: np.ndarray, scale: int, resampling: Image.Resampling) -> Iterator[np.ndarray]:
   size = (frames.shape[2] * scale, frames.shape[1] * scale)
   for frame in frames:
     yield frame if scale == 1 else np.asarray(Image.fromarray(frame).resize(size, resampling))

@@ -18,8 +18,8 @@ def partition_spec(
 ) -> PartitionSpec:
   """Mesh axes of an array whose axes carry logical `names`.
 
-  An axis stays whole when no rule names it, when its mesh axis already shards an earlier axis, or when
-  its size does not divide: every config then runs on every mesh.
+  An axis stays whole when no rule names it, when its mesh axis already shards an earlier axis, or
+  when its size does not divide: every config then runs on every mesh.
   """
   if not names:
     return PartitionSpec()

@@ -25,8 +25,8 @@ class BaseTask:
   """The Base model on encoded clips.
 
   Args:
-    config: training config with `model` (fields of LPMConfig), `data` (path, validation, latent_frames,
-      slots), `loss` (shift, drop_text, drop_speak, drop_listen) and `stages`.
+    config: training config with `model` (fields of LPMConfig), `data` (path, validation,
+      latent_frames, slots), `loss` (shift, drop_text, drop_speak, drop_listen) and `stages`.
   """
 
   def __init__(self, config: ConfigDict):
@@ -50,7 +50,9 @@ class BaseTask:
     """Each stage's endless mixture of clip kinds."""
     source = RecordSource(self.config.data.path)
     by_kind = indices_by_kind(source)
-    return [(stage.steps, self._stage_dataset(source, by_kind, stage, seed)) for stage in self.curriculum]
+    return [
+      (stage.steps, self._stage_dataset(source, by_kind, stage, seed)) for stage in self.curriculum
+    ]
 
   def dataset(self, seed: int, stage: int = -1) -> grain.MapDataset:
     """Every clip once, in order, cut as in one stage."""
@@ -85,7 +87,8 @@ class BaseTask:
   def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
     """Flow-matching loss over the latent frames that are not given clean.
 
-    The timestep is uniform in [0, 1], shifted, one per clip; text and each track are dropped on their own.
+    The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
+    independently.
     """
     del step
     settings = self.config.loss
@@ -97,8 +100,8 @@ class BaseTask:
       for name in CONDITIONS
     }
     unknown = jnp.arange(frames) >= batch["known"][:, None]
-    t = flow.shift_timestep(jax.random.uniform(keys["t"], (size, 1)), settings.shift)
-    t = jnp.where(unknown, t, 0.0)
+    t = flow.sample_timesteps(keys["t"], size, settings.shift)
+    t = jnp.where(unknown, t[:, None], 0.0)
     noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
     conditions = model.encode_conditions({**batch, **drops})
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)

@@ -95,7 +95,7 @@ class Checkpoints:
     )
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict, dict] | None:
-    """State, data iterator state and config of the newest whole checkpoint; None when there is none.
+    """State, data state and config of the newest whole checkpoint; None when there is none.
 
     A checkpoint that is damaged is moved to workdir/damaged and the one before it is read. Raises
     CheckpointError when every one is damaged or the newest is of another model.
@@ -120,7 +120,8 @@ class Checkpoints:
 
   def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict, dict]:
     wanted = _flat(like)
-    meta = self.manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+    args = ocp.args.Composite(extra=ocp.args.JsonRestore())
+    meta = self.manager.restore(step, args=args)["extra"]
     shapes = {name: list(x.shape) for name, x in wanted.items()}
     differ = [n for n in {**shapes, **meta["shapes"]} if shapes.get(n) != meta["shapes"].get(n)]
     if differ:

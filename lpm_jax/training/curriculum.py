@@ -1,4 +1,4 @@
-"""The stages of Base training as config entries: which clips, which references, which learning rates."""
+"""The stages of Base training as config entries: clips, references, learning rates."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class Stage:
     steps: how long it lasts; the last stage lasts until the end.
     mixture: weight of each clip kind (see `clip_kind`); kinds not named are left out.
     global_reference: probability that a clip carries its global reference.
-    extra_references: probability that it also carries a random subset of body views and expressions.
+    extra_references: probability that it also carries some of its body views and expressions.
     extension: probability that it starts 2 to 5 latents into the clip, with 2 to 5 clean latents.
     learning_rates: (path regex, factor) pairs; the first regex found in a parameter's path counts.
   """
@@ -61,7 +61,7 @@ def read_stages(entries: Sequence[Mapping]) -> tuple[Stage, ...]:
 
 
 def clip_kind(state: np.ndarray) -> str:
-  """One of KINDS, from the states int8 [T] of a clip: dialogue has speaking and listening frames."""
+  """One of KINDS, from the states int8 [T] of a clip; a dialogue both speaks and listens."""
   speaks = bool((state == STATES.index("speaking")).any())
   listens = bool((state == STATES.index("listening")).any())
   if speaks and listens:

@@ -1,4 +1,4 @@
-"""What happens beside the step: metric files, speed and MFU, the stop on values that are not finite."""
+"""What happens beside the step: metric files, speed and MFU, the stop on NaN and infinity."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def _inner(params: dict) -> list:
 
 
 def peak_flops() -> float:
-  """Peak FLOP/s of one device: the data sheet's, or what a matrix product reaches where none is known."""
+  """Peak FLOP/s of one device: the data sheet's, else what a matrix product reaches here."""
   kind = jax.devices()[0].device_kind
   known = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
   if known:

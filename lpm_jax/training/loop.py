@@ -1,4 +1,4 @@
-"""The one training loop: whatever the config names is built, resumed, trained, sampled and exported."""
+"""The one training loop: what the config names is built, resumed, trained, sampled and exported."""
 
 import dataclasses
 import functools
@@ -87,10 +87,10 @@ def make_batches(task: Task, config: ConfigDict):
 def train(config: ConfigDict, workdir: str) -> TrainState:
   """Trains what `config` describes in `workdir`, continuing from the newest whole checkpoint there.
 
-  Returns the last state; leaves checkpoints, metrics.jsonl, TensorBoard files, samples and, once all
-  steps are done, workdir/weights/EXPORT.safetensors. Raises NotFiniteError naming the step when the
-  loss or the gradient is not finite (the checkpoint before it is kept), CheckpointError when the
-  workdir cannot be written or holds another model.
+  Returns the last state; leaves checkpoints, metrics.jsonl, TensorBoard files, samples and, once
+  all steps are done, workdir/weights/EXPORT.safetensors. Raises NotFiniteError naming the step when
+  the loss or the gradient is not finite (the checkpoint before it is kept), CheckpointError when
+  the workdir cannot be written or holds another model.
   """
   check_writable(workdir)
   setup = prepare(config)
@@ -107,7 +107,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def _run(
-  config: ConfigDict, workdir: str, setup: Setup, checkpoints: Checkpoints, writer: hooks.MetricWriter
+  config: ConfigDict,
+  workdir: str,
+  setup: Setup,
+  checkpoints: Checkpoints,
+  writer: hooks.MetricWriter,
 ) -> TrainState:
   state, setup.state = setup.state, None  # donated below
   batches = make_batches(setup.task, config)

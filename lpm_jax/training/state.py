@@ -8,7 +8,7 @@ from flax import nnx, struct
 
 @struct.dataclass
 class TrainState:
-  """Step counter, fp32 parameters, their moving average, optimiser state, non-parameter variables."""
+  """Step, fp32 parameters, their moving average, optimiser state, variables of other kinds."""
 
   step: jax.Array
   params: nnx.State
@@ -35,6 +35,6 @@ def averaged_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
 
 
 def update_average(ema: nnx.State, params: nnx.State, decay: float, step: jax.Array) -> nnx.State:
-  """One step of the moving average; early on the decay is (1 + step) / (10 + step) if that is less."""
+  """One step of the moving average; the decay warms up as (1 + step) / (10 + step)."""
   rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), ema, params)

@@ -19,10 +19,10 @@ class Task(Protocol):
   """A model, its data and its loss.
 
   A task may also have:
-    stages(seed) -> [(steps, dataset)]: a curriculum of endless, shuffled datasets in place of `dataset`;
-    learning_rates() -> [(steps, [(path regex, factor), ...])]: learning-rate factors stage by stage;
+    stages(seed) -> [(steps, dataset)]: endless, shuffled datasets in place of `dataset`;
+    learning_rates() -> [(steps, [(path regex, factor), ...])]: factors stage by stage;
     finish(model): last changes to the averaged model before it is exported;
-    sample(model, workdir, step): writes samples of the averaged model; may return metrics to record.
+    sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """
 
   def build(self, rngs: nnx.Rngs) -> nnx.Module:

@@ -46,6 +46,7 @@ def test_main_picture_gives_no_attribute_away(pairs):
     assert (clip.video != flipped.video).any()
     plain = suite.without_revealing(clip)
     assert len(plain.references) == 3 and len(clip.references) == 13
+    assert plain.clip_id == clip.clip_id != flipped.clip_id
 
 
 def test_style_and_kind_are_not_confounded():

@@ -1,4 +1,4 @@
-"""Trains the toy task in a process of its own: `child.py WORKDIR [name=value ...]` -> WORKDIR.npz."""
+"""Trains the toy task in its own process: `child.py WORKDIR [name=value ...]` -> WORKDIR.npz."""
 
 import json
 import sys

@@ -59,7 +59,7 @@ def test_accumulated_gradients_equal_full_batch(tmp_path: pathlib.Path):
 
 
 def test_resume_after_kill_is_bit_equal(tmp_path: pathlib.Path):
-  changes = {"steps": 400, "checkpoint__every": 20}
+  changes = {"steps": 160, "checkpoint__every": 20}
   child = start(tmp_path / "killed", changes)
   deadline = time.monotonic() + 90
   while not (tmp_path / "killed" / "checkpoints" / "40").exists():
@@ -68,7 +68,7 @@ def test_resume_after_kill_is_bit_equal(tmp_path: pathlib.Path):
     time.sleep(0.005)
   child.send_signal(signal.SIGKILL)
   child.communicate()
-  assert not (tmp_path / "killed" / "checkpoints" / "400").exists()
+  assert not (tmp_path / "killed" / "checkpoints" / "160").exists()
   child = start(tmp_path / "killed", changes)
   whole = result_of(toy_config(**changes), str(tmp_path / "whole"))
   finish(child)

@@ -24,7 +24,7 @@ class Toy(nnx.Module):
 
 
 class ToyTask:
-  """y = sin(x A), with noise drawn per index and in the step; `config.poison` makes that step NaN."""
+  """y = sin(x A), with noise drawn per index and in the step; step `config.poison` is NaN."""
 
   def __init__(self, config: ConfigDict):
     self.config = config

@@ -1,0 +1,85 @@
+"""The causal video autoencoder on puppets, with the structure of Wan2.1's.
+
+  lpm train --config=configs/puppets/vae.py --workdir=runs/vae
+
+`:tiny` is a model of a few thousand parameters that runs through in seconds.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """The recipe; `arg` is None or "tiny"."""
+  if arg not in (None, "", "tiny"):
+    raise ValueError(f"configs/puppets/vae.py: found :{arg}, expected :tiny")
+  c = ConfigDict()
+  c.task = "autoencoder"
+  c.export = "vae"
+  c.seed = 0
+  c.steps = 3_000
+  c.batch_size = 4
+  c.accumulate = 1
+  c.max_minutes = 0.0  # 0: no limit
+  c.init = ""  # a weights folder to start from; "puppets" is the shipped one
+
+  # data
+  c.data = ConfigDict()
+  c.data.path = "data"  # holds puppets/, the data set of `lpm data puppets`
+  c.data.validation = "validation"  # split of the samples; "": none
+  c.data.frames = 9  # of a clip, 1 + 4k
+  c.data.pictures = 2  # references, coded as clips of one frame
+  c.data.statistics_clips = 128
+
+  # model
+  c.model = ConfigDict()
+  c.model.base = 8
+  c.model.multipliers = (1, 3, 6, 6)
+  c.model.blocks = 1
+
+  # loss: weights beside the mean absolute error
+  c.loss = ConfigDict()
+  c.loss.edges = 1.0
+  c.loss.motion = 0.5
+  c.loss.moving = 4.0
+  c.loss.kl = 1e-4
+
+  # optimiser
+  c.optimiser = ConfigDict()
+  c.optimiser.learning_rate = 2e-3
+  c.optimiser.final_learning_rate = 1e-5
+  c.optimiser.warmup = 100
+  c.optimiser.b1 = 0.9
+  c.optimiser.b2 = 0.99
+  c.optimiser.eps = 1e-8
+  c.optimiser.weight_decay = 0.0
+  c.optimiser.clip_norm = 1.0
+  c.optimiser.ema = 0.995
+
+  # sharding
+  c.sharding = ConfigDict()
+  c.sharding.mesh = dict(data=-1)
+  c.sharding.rules = dict(batch="data")
+
+  # checkpoint
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 250
+  c.checkpoint.keep = 2
+
+  # evaluation
+  c.evaluation = ConfigDict()
+  c.evaluation.log_every = 20
+  c.evaluation.sample_every = 500
+
+  if arg == "tiny":
+    c.steps = 4
+    c.batch_size = 2
+    c.data.frames = 5
+    c.data.pictures = 1
+    c.data.statistics_clips = 2
+    c.model.base = 4
+    c.model.multipliers = (1, 1, 2, 2)
+    c.optimiser.warmup = 1
+    c.checkpoint.every = 2
+    c.evaluation.log_every = 1
+    c.evaluation.sample_every = 4
+  return c

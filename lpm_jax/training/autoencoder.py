@@ -1,0 +1,235 @@
+"""Training of the video autoencoder on crops of clips and on their reference pictures.
+
+The loss is the mean absolute error, an error of edges and of motion at three sizes in place of a
+pretrained perceptual network, and a small divergence that keeps the latents near a unit normal.
+Pixels that move within a crop count more: mouth and eyes are a few per cent of a picture, and
+most of what a performance says.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from data_pipelines.clip import Clip
+from data_pipelines.puppets.builder import puppet_source
+from lpm_jax.models.vae import VAEConfig, VideoVAE
+from lpm_jax.weights.shipped import config_from_dict
+
+SAMPLE_CLIPS = 8
+
+
+class AutoencoderTask:
+  """The autoencoder on puppet clips.
+
+  Args:
+    config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
+      validation split or "", frames and pictures per example, statistics_clips) and `loss` (edges, motion, moving, kl).
+  """
+
+  def __init__(self, config: ConfigDict):
+    self.config = config
+    self.model_config = config_from_dict(VAEConfig, config.model.to_dict())
+    self.model_config.latent_frames(config.data.frames)
+
+  def build(self, rngs: nnx.Rngs) -> VideoVAE:
+    """The model of `config.model`."""
+    return VideoVAE(self.model_config, rngs=rngs)
+
+  def config_dict(self) -> dict:
+    """VAEConfig as plain values."""
+    return dataclasses.asdict(self.model_config)
+
+  def dataset(self, seed: int) -> grain.MapDataset:
+    """Every training clip once, as a random crop with random reference pictures."""
+    data = self.config.data
+    return grain.MapDataset.source(puppet_source(data.path, "train")).random_map(
+      lambda clip, rng: crop_example(clip, rng, data.frames, data.pictures), seed=seed
+    )
+
+  def loss(self, model: VideoVAE, batch: dict, key: Array, step: Array) -> tuple[Array, dict]:
+    """Reconstruction of crops and, as clips of one frame, of pictures; see `reconstruction_loss`.
+
+    Crop and pictures count by their number of frames.
+    """
+    del step
+    keys = jax.random.split(key)
+    video = to_float(batch["video"])
+    pictures = to_float(batch["pictures"]).reshape(-1, 1, *video.shape[2:])
+    parts = (
+      self._autoencode(model, video, keys[0]),
+      self._autoencode(model, pictures, keys[1]),
+    )
+    frames = (video.shape[1], batch["pictures"].shape[1])
+    metrics = jax.tree.map(lambda *x: jnp.average(jnp.stack(x), weights=jnp.array(frames)), *parts)
+    metrics["psnr"] = -10 * jnp.log10(metrics.pop("square") / 4)
+    weights = self.config.loss
+    loss = metrics["absolute"] + weights.edges * metrics["edges"] + weights.kl * metrics["kl"]
+    return loss + weights.motion * metrics["motion"], metrics
+
+  def _autoencode(self, model: VideoVAE, video: Array, key: Array) -> dict[str, Array]:
+    mean, log_variance = model.encode_moments(video)
+    log_variance = jnp.clip(log_variance, -20.0, 10.0)
+    noise = jax.random.normal(key, mean.shape)
+    result = model.decode_posterior(mean + jnp.exp(0.5 * log_variance) * noise)
+    kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+    return {"kl": kl, **reconstruction_terms(video, result, self.config.loss.moving)}
+
+  def finish(self, model: VideoVAE):
+    """Sets the latent statistics of the model from training clips."""
+    source = puppet_source(self.config.data.path, "train")
+    count = min(self.config.data.statistics_clips, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).astype(int)
+    mean, std = latent_statistics(model, (source[int(i)] for i in chosen))
+    model.latent_mean[...], model.latent_std[...] = mean, std
+
+  def sample(self, model: VideoVAE, workdir: str, step: int) -> dict[str, float]:
+    """Writes validation clips beside their reconstruction; returns PSNR of all and moving pixels."""
+    if not self.config.data.validation:
+      return {}
+    source = puppet_source(self.config.data.path, self.config.data.validation)
+    video = np.stack([source[i].video for i in range(min(SAMPLE_CLIPS, len(source)))])
+    result = np.concatenate([reconstruct(model, v[None]) for v in video])
+    folder = pathlib.Path(workdir) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{step:06d}.png"
+    Image.fromarray(_contact_sheet(video, result)).save(temporary)
+    os.replace(temporary, folder / f"{step:06d}.png")
+    return {f"validation_{name}": value for name, value in psnr(video, result).items()}
+
+
+def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: int) -> dict:
+  """A random crop and random pictures of a clip, mirrored half of the time.
+
+  Returns video uint8 [frames, H, W, 3] and pictures uint8 [pictures, H, W, 3]: references, or
+  frames of the clip where it has none.
+  """
+  start = int(rng.integers(0, len(clip.video) - frames + 1))
+  pool = clip.references if len(clip.references) else clip.video
+  chosen = rng.choice(len(pool), pictures, replace=len(pool) < pictures)
+  turn = slice(None, None, -1 if rng.integers(2) else 1)
+  video = clip.video[start : start + frames, :, turn]
+  return {
+    "video": np.ascontiguousarray(video),
+    "pictures": np.ascontiguousarray(pool[chosen][:, :, turn]),
+  }
+
+
+def to_float(pixels: Array) -> Array:
+  """uint8 pixels -> float32 in [-1, 1]."""
+  return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_pixels(video: Array) -> Array:
+  """Float video in [-1, 1] -> uint8."""
+  return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def reconstruction_terms(video: Array, result: Array, moving: float) -> dict[str, Array]:
+  """Mean errors of a reconstruction, both [B, T, H, W, 3] in [-1, 1].
+
+  `absolute` and `edges` (differences of neighbours along height and width, at full, half and
+  quarter size) are absolute errors under `motion_weight`; `motion` is that of the differences of
+  successive frames, not weighted; `square` is the plain squared error.
+  """
+  error = result - video
+  weight = motion_weight(video, moving)
+  motion = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) if video.shape[1] > 1 else jnp.zeros(())
+  terms = {
+    "absolute": jnp.mean(weight * jnp.abs(error)),
+    "square": jnp.mean(error**2),
+    "motion": motion,
+    "edges": jnp.zeros(()),
+  }
+  for size in range(3):
+    if size:
+      error, weight = halve(error), halve(weight)
+    for axis in (2, 3):
+      edge = jnp.abs(jnp.diff(error, axis=axis))
+      near = jax.lax.slice_in_dim(weight, 1, None, axis=axis)
+      terms["edges"] += jnp.mean(near * edge) / 3
+  return terms
+
+
+def motion_weight(video: Array, moving: float) -> Array:
+  """Weight of each pixel [B, 1, H, W, 1], of mean 1: up to 1 + `moving` times more where it moves.
+
+  A pixel moves fully when its brightness has a deviation of 0.1 or more over the clip.
+  """
+  deviation = jnp.std(video.mean(-1, keepdims=True), axis=1, keepdims=True)
+  weight = 1.0 + moving * jnp.minimum(deviation / 0.1, 1.0)
+  return weight / weight.mean((2, 3), keepdims=True)
+
+
+def halve(x: Array) -> Array:
+  """Means of 2x2 pixels: [B, T, H, W, C] -> [B, T, H/2, W/2, C]."""
+  b, t, h, w, c = x.shape
+  return x.reshape(b, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+
+
+def reconstruct(model: VideoVAE, video: np.ndarray) -> np.ndarray:
+  """uint8 [B, T, H, W, 3] -> the same through the autoencoder."""
+  graphdef, state = nnx.split(model)
+  return np.asarray(_reconstruct(graphdef, state, video))
+
+
+@jax.jit(static_argnums=0)
+def _reconstruct(graphdef: nnx.GraphDef, state: nnx.State, video: Array) -> Array:
+  model = nnx.merge(graphdef, state)
+  return to_pixels(model.decode(model.encode(to_float(video))))
+
+
+def psnr(video: np.ndarray, result: np.ndarray) -> dict[str, float]:
+  """Peak signal-to-noise ratio in dB of all pixels, and of the tenth of each clip that moves most.
+
+  Shapes: uint8 [B, T, H, W, 3] both.
+  """
+  square = (video.astype(np.float32) - result) ** 2
+  deviation = video.mean(-1).std(1)
+  moving = deviation >= np.quantile(deviation, 0.9, axis=(1, 2), keepdims=True)
+  per_pixel = square.mean((1, 4))
+  return {
+    "psnr": float(10 * np.log10(255**2 / square.mean())),
+    "psnr_moving": float(10 * np.log10(255**2 / per_pixel[moving].mean())),
+  }
+
+
+def latent_statistics(model: VideoVAE, source: Iterable[Clip]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation float32 [C] of each latent channel over the videos of clips.
+
+  Every frame counts once, so the picture latents of first frames are in. Raises ValueError for an
+  empty source.
+  """
+  graphdef, state = nnx.split(model)
+  count, total, square = 0, 0.0, 0.0
+  for clip in tqdm(source, desc="latent statistics", unit="clip"):
+    mean = np.asarray(_moments_mean(graphdef, state, clip.video[None]), np.float64)
+    mean = mean.reshape(-1, mean.shape[-1])
+    count, total, square = count + len(mean), total + mean.sum(0), square + (mean**2).sum(0)
+  if not count:
+    raise ValueError("latent statistics: found no clip, expected at least one")
+  mean = total / count
+  deviation = np.sqrt(np.maximum(square / count - mean**2, 1e-12))
+  return mean.astype(np.float32), deviation.astype(np.float32)
+
+
+@jax.jit(static_argnums=0)
+def _moments_mean(graphdef: nnx.GraphDef, state: nnx.State, video: Array) -> Array:
+  return nnx.merge(graphdef, state).encode_moments(to_float(video))[0]
+
+
+def _contact_sheet(video: np.ndarray, result: np.ndarray, columns: Sequence[float] = (0, 0.5, 1)):
+  """uint8 picture: a row per clip, original and reconstruction in turn at some of its frames."""
+  frames = [round(c * (video.shape[1] - 1)) for c in columns]
+  pairs = [np.concatenate([video[:, t], result[:, t]], axis=2) for t in frames]
+  return np.concatenate(list(np.concatenate(pairs, axis=2)), axis=0)

@@ -1,0 +1,182 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.identity import ReferenceOffsets
+from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
+
+TINY = TransformerConfig(
+  width=24,
+  heads=2,
+  layers=2,
+  hidden=32,
+  channels=2,
+  text_width=5,
+  audio_width=6,
+  speak_window=(1, 1),
+  listen_window=(2, 1),
+)
+BATCH, FRAMES, SLOTS = 2, 5, 3
+
+
+def randomise(model: nnx.Module, key: jax.Array, *, skip: str = "never") -> nnx.Module:
+  """Random values in place of the zeros of a new model, but for paths that hold `skip`."""
+  flat = nnx.to_flat_state(nnx.state(model))
+  new = []
+  for i, (path, leaf) in enumerate(flat):
+    noise = 0.3 * jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+    keep = skip in "/".join(map(str, path))
+    new.append((path, leaf if keep else leaf.replace(leaf[...] + noise)))
+  nnx.update(model, nnx.from_flat_state(new))
+  return model
+
+
+def make_model(config: TransformerConfig = TINY, *, skip: str = "never") -> VideoTransformer:
+  return randomise(VideoTransformer(config, rngs=nnx.Rngs(0)), jax.random.key(1), skip=skip)
+
+
+def make_inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
+  keys = iter(jax.random.split(jax.random.key(seed), 8))
+  latents = jax.random.normal(next(keys), (BATCH, FRAMES, 4, 4, 2))
+  timestep = jnp.full((BATCH, FRAMES), 0.6).at[:, 0].set(0.0)
+  conditions = Conditions(
+    text=jax.random.normal(next(keys), (BATCH, 4, 5)),
+    speak=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
+    listen=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
+    references=jax.random.normal(next(keys), (BATCH, SLOTS, 4, 4, 2)),
+    reference_kind=jnp.array([[0, 1, 2], [0, 2, -1]]),
+    reference_label=jnp.array([[0, 3, 5], [0, 1, 0]]),
+  )
+  return latents, timestep, conditions
+
+
+def test_zero_audio_values_equal_the_audio_free_trunk():
+  model = make_model(skip="audio_value")
+  latents, timestep, conditions = make_inputs()
+  heard = model(latents, timestep, conditions)
+  louder = conditions.replace(speak=9 * conditions.speak, listen=-conditions.listen)
+  np.testing.assert_array_equal(heard, model(latents, timestep, louder))
+  silenced = make_model(skip="audio_value")
+  for block in (silenced.pairs.speak, silenced.pairs.listen):
+    block.cross_attention.audio_out.kernel[...] *= 0.0
+  np.testing.assert_allclose(heard, silenced(latents, timestep, conditions), atol=1e-6)
+
+
+def test_speak_audio_acts_in_even_blocks_and_listen_audio_in_odd_ones():
+  latents, timestep, conditions = make_inputs()
+  for track, block in (("speak", "listen"), ("listen", "speak")):
+    model = make_model()  # cut the blocks that should not hear this track: it must still act
+    getattr(model.pairs, block).cross_attention.audio_out.kernel[...] *= 0.0
+    changed = conditions.replace(**{track: -getattr(conditions, track)})
+    before = model(latents, timestep, conditions)
+    assert np.abs(before - model(latents, timestep, changed)).max() > 1e-3
+    getattr(model.pairs, track).cross_attention.audio_out.kernel[...] *= 0.0
+    before = model(latents, timestep, conditions)
+    np.testing.assert_array_equal(before, model(latents, timestep, changed))
+
+
+@pytest.mark.parametrize(("name", "window"), [("speak", (1, 1)), ("listen", (2, 1))])
+def test_audio_outside_its_window_has_zero_gradient(name, window):
+  block = getattr(make_model().pairs, name).cross_attention
+  graphdef, state = nnx.split(block)
+  block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], state))
+  x = jax.random.normal(jax.random.key(0), (1, FRAMES, 4, 24))
+  audio = jax.random.normal(jax.random.key(1), (1, FRAMES, 4, 6))
+  text = jnp.ones((1, 2, 24))
+  for frame in range(FRAMES):
+    gradient = jax.grad(lambda a, f=frame: jnp.square(block(x, text, a)[:, f]).sum())(audio)
+    heard = np.abs(gradient).max(axis=(0, 2, 3)) > 0
+    expected = [frame - window[0] <= k <= frame + window[1] for k in range(FRAMES)]
+    np.testing.assert_array_equal(heard, expected)
+
+
+def test_permuting_references_with_their_labels_changes_nothing():
+  model = make_model()
+  latents, timestep, conditions = make_inputs()
+  order = jnp.array([2, 0, 1])
+  permuted = conditions.replace(
+    references=conditions.references[:, order],
+    reference_kind=conditions.reference_kind[:, order],
+    reference_label=conditions.reference_label[:, order],
+  )
+  out = model(latents, timestep, conditions)
+  np.testing.assert_allclose(out, model(latents, timestep, permuted), atol=1e-5)
+  mislabelled = conditions.replace(reference_kind=conditions.reference_kind[:, order])
+  assert np.abs(out - model(latents, timestep, mislabelled)).max() > 1e-3
+
+
+def test_an_empty_slot_equals_no_slot():
+  model = make_model()
+  latents, timestep, conditions = make_inputs()
+  empty = conditions.replace(reference_kind=jnp.full((BATCH, SLOTS), -1))
+  none = conditions.replace(
+    references=conditions.references[:, :0],
+    reference_kind=conditions.reference_kind[:, :0],
+    reference_label=conditions.reference_label[:, :0],
+  )
+  without = model(latents, timestep, none)
+  np.testing.assert_allclose(model(latents, timestep, empty), without, atol=1e-5)
+  only_views = conditions.replace(reference_kind=jnp.array([[-1, 1, -1], [-1, 1, -1]]))
+  assert np.abs(model(latents, timestep, only_views) - without).max() > 1e-3
+
+
+def test_timesteps_act_per_latent_frame():
+  model = make_model()
+  latents, timestep, conditions = make_inputs()
+  for block in (model.pairs.speak, model.pairs.listen):  # leave only what acts within a frame
+    block.self_attention.out.kernel[...] *= 0.0
+  out = model(latents, timestep, conditions)
+  later = model(latents, timestep.at[:, 3].set(0.9), conditions)
+  changed = np.abs(out - later).max(axis=(0, 2, 3, 4)) > 0
+  np.testing.assert_array_equal(changed, [False, False, False, True, False])
+
+
+def test_remat_changes_no_gradient():
+  latents, timestep, conditions = make_inputs()
+
+  def gradient(remat: str):
+    model = make_model(dataclasses.replace(TINY, remat=remat))
+    graphdef, state = nnx.split(model)
+    loss = lambda s: jnp.square(nnx.merge(graphdef, s)(latents, timestep, conditions)).sum()  # noqa: E731
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(state))
+
+  for plain, saved in zip(gradient("none"), gradient("nothing_saveable"), strict=True):
+    np.testing.assert_allclose(plain, saved, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_indices_are_disjoint_and_outside_the_longest_clip():
+  offsets = ReferenceOffsets()
+  found = [int(offsets(jnp.array(0), jnp.array(0)))]
+  found += [int(offsets(jnp.array(1), jnp.array(label))) for label in range(4)]
+  found += [int(offsets(jnp.array(2), jnp.array(label))) for label in range(8)]
+  assert len(set(found)) == 13
+  assert min(found) > 8 * 6  # 8 s are 49 latent frames
+
+
+def test_lpm_17b_counts_the_published_parameters():
+  shapes = nnx.state(
+    nnx.eval_shape(lambda: VideoTransformer(TransformerConfig.lpm_17b(), rngs=nnx.Rngs(0)))
+  )
+  total = sum(np.prod(leaf.shape, dtype=np.int64) for leaf in jax.tree.leaves(shapes))
+  audio = sum(
+    np.prod(leaf.shape, dtype=np.int64)
+    for path, leaf in nnx.to_flat_state(shapes)
+    if any("audio" in str(key) for key in path)
+  )
+  assert abs(total / 1e9 - 17.435) < 0.001
+  assert abs(audio / 1e9 - 3.147) < 0.001
+  assert abs((total - audio) / 1e9 - 14.288) < 0.001
+
+
+@pytest.mark.parametrize("field", ["text", "speak", "listen", "references", "reference_label"])
+def test_a_wrong_shape_names_its_field(field):
+  model = make_model()
+  latents, timestep, conditions = make_inputs()
+  wrong = conditions.replace(**{field: getattr(conditions, field)[:1]})
+  with pytest.raises(ValueError, match=f"{field}|reference_kind"):
+    model(latents, timestep, wrong)

@@ -1,0 +1,92 @@
+"""Base training on synthetic encoded clips: it runs through all stages and skips what is given."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.puppets import base as puppets
+from data_pipelines.clip import EncodedClip, audio_samples
+from data_pipelines.records import write_records
+from lpm_jax.training import loop
+from lpm_jax.training.base import BaseTask
+
+STATES = {"speak": (1, 0), "listen": (2, 0), "idle": (0, 0), "dialogue": (1, 2)}
+
+
+def encoded_clip(index: int, latents: int = 8) -> EncodedClip:
+  rng = np.random.default_rng(index)
+  frames = 4 * (latents - 1) + 1
+  state = np.resize(np.array(list(STATES.values())[index % 4], np.int8), frames)
+  return EncodedClip(
+    clip_id=f"clip {index}",
+    character_id="p",
+    style="anime",
+    source="test",
+    consent="synthetic",
+    fps=24.0,
+    text="smiles",
+    latents=rng.normal(size=(latents, 4, 4, 16)).astype(np.float32),
+    speak_audio=rng.uniform(-0.1, 0.1, audio_samples(frames)).astype(np.float32),
+    listen_audio=np.zeros(audio_samples(frames), np.float32),
+    state=state,
+    references=rng.normal(size=(3, 4, 4, 16)).astype(np.float32),
+    reference_kind=np.array([0, 1, 2], np.int32),
+    reference_label=np.array([0, 2, 5], np.int32),
+  )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+  folder = tmp_path_factory.mktemp("latents")
+  write_records(folder / "train" / "0.array_record", map(encoded_clip, range(8)))
+  write_records(folder / "validation" / "0.array_record", map(encoded_clip, range(20, 24)))
+  c = puppets.get_config("tiny")
+  c.data.path, c.data.validation = str(folder / "train"), str(folder / "validation")
+  return c
+
+
+def test_all_stages_run_and_the_weights_load(config: ConfigDict, tmp_path: pathlib.Path):
+  loop.train(config, str(tmp_path))
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+  assert [row["step"] for row in rows if "validation_loss" in row] == [0, 8]
+  again = ConfigDict(config.to_dict())
+  again.init = str(tmp_path / "weights")
+  state = loop.prepare(again).state
+  for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_stages_hold_the_clip_kinds_of_their_mixture(config: ConfigDict):
+  changed = ConfigDict(config.to_dict())
+  changed.stages = (dict(name="a", steps=1, mixture=dict(listen=1.0)),)
+  ((_, dataset),) = BaseTask(changed).stages(0)
+  states = np.concatenate([dataset[i]["state"] for i in range(6)])
+  assert 2 in states and 1 not in states
+
+
+def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: ConfigDict):
+  task = BaseTask(config)
+  example = task.dataset(0, stage=0)[0]
+  batch = {name: jnp.stack([rows, rows]) for name, rows in example.items()}
+  batch["known"] = jnp.array([1, 2])
+  seen = {}
+
+  class Spy:
+    def encode_conditions(self, batch: dict) -> dict:
+      return batch
+
+    def __call__(self, latents, timestep, conditions):
+      seen.update(latents=latents, timestep=timestep, drops=conditions["drop_text"])
+      return jnp.where((timestep == 0)[:, :, None, None, None], 1e6, 0.0) + 0 * latents
+
+  loss, _ = task.loss(Spy(), batch, jax.random.key(0), jnp.int32(0))
+  np.testing.assert_array_equal(seen["timestep"] == 0, [[True, False, False], [True, True, False]])
+  np.testing.assert_array_equal(seen["latents"][1, :2], batch["latents"][1, :2])
+  assert seen["drops"].shape == (2,)
+  assert float(loss) < 100
