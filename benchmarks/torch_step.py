@@ -1,6 +1,6 @@
-"""The Base model and its training step in plain PyTorch, layer for layer, for `train_step_vs_torch.py`.
+"""The Base model and its training step in plain PyTorch, for `train_step_vs_torch.py`.
 
-Runs as a worker of that script: reads one command a line on standard input, answers one line of JSON.
+Runs as a worker of that script: one command a line on standard input, one line of JSON in return.
 Written the way a PyTorch user would: fused attention, fused AdamW, foreach clipping and averaging.
 """
 
@@ -62,8 +62,8 @@ class TextLayer(nn.Module):
     self.feed_forward = FeedForward(width, 4 * width)
 
   def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-    qkv = self.project(self.norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-    x = x + self.out(attend(*qkv, mask))
+    heads = self.project(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+    x = x + self.out(attend(*heads.unbind(2), mask))
     return x + self.feed_forward(self.feed_norm(x))
 
 
@@ -110,10 +110,9 @@ class AudioEncoder(nn.Module):
   def __init__(self, c: dict, index: np.ndarray, filters: np.ndarray, lead: int):
     super().__init__()
     width = c["width"]
-    self.register_buffer("index", torch.from_numpy(index))
-    self.register_buffer("filters", torch.from_numpy(filters.T.copy()))
-    self.register_buffer("window", torch.from_numpy(np.hanning(index.shape[1])).float())
-    self.lead = lead
+    self.index, self.lead = torch.from_numpy(index), lead
+    self.filters = torch.from_numpy(filters.T.copy())
+    self.window = torch.from_numpy(np.hanning(index.shape[1])).float()
     self.project = nn.Linear(4 * c["bands"], width)
     self.layers = nn.ModuleList([ConvLayer(width, c["kernel"], d) for d in c["dilations"]])
     self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -202,8 +201,8 @@ class Block(nn.Module):
     self, x: Tensor, modulation: Tensor, audio: Tensor, text: Tensor, turn: tuple, mask: Tensor
   ) -> Tensor:
     grids, frames = x.shape[1], audio.shape[1]
-    table = (modulation + self.modulation)[:, :, None].unbind(3)
-    shift1, scale1, gate1, shift2, scale2, gate2 = table
+    table = (modulation + self.modulation)[:, :, None]
+    shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(3)
     attended = self.self_attention(modulate(x, shift1, scale1).flatten(1, 2), turn, mask)
     x = x + gate1 * attended.unflatten(1, (grids, -1))
     video = x[:, :frames]
@@ -249,7 +248,12 @@ class Transformer(nn.Module):
     self.head = nn.Linear(width, patch)
 
   def forward(
-    self, latents: Tensor, timestep: Tensor, text: Tensor, tracks: tuple[Tensor, Tensor], batch: dict
+    self,
+    latents: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    tracks: tuple[Tensor, Tensor],
+    batch: dict,
   ) -> Tensor:
     c, frames = self.config, latents.shape[1]
     grids = torch.cat([latents, batch["references"]], dim=1)
@@ -301,14 +305,17 @@ class LPM(nn.Module):
       return torch.where(dropped, getattr(self, name).null, encoded)
 
     text = drop("text", self.text(batch["text_tokens"]))
+    window = batch["start"][:, None] + torch.arange(noisy.shape[1])
+    rows = torch.arange(len(window))[:, None]
     tracks = tuple(
-      drop(name, getattr(self, name)(batch[f"{name}_audio"])) for name in ("speak", "listen")
+      drop(name, getattr(self, name)(batch[f"{name}_audio"]))[rows, window]
+      for name in ("speak", "listen")
     )
     return self.transformer(noisy, timestep, text, tracks, batch)
 
 
 def load(model: LPM, tensors: dict[str, np.ndarray]):
-  """Copies JAX parameters by their path; stacked pairs of blocks are taken apart."""
+  """Copies JAX parameters by their path, all of them; stacked pairs of blocks are taken apart."""
   names = {"kernel": "weight", "scale": "weight"}
   state = {}
   for path, array in tensors.items():
@@ -324,11 +331,7 @@ def load(model: LPM, tensors: dict[str, np.ndarray]):
     else:
       key = ".".join([*parents, leaf])
       state[key] = torch.from_numpy(np.ascontiguousarray(array.T if transpose else array))
-  buffers = {name for name, _ in model.named_buffers()}
-  found = model.load_state_dict(state, strict=False)
-  missing = set(found.missing_keys) - buffers
-  if missing or found.unexpected_keys:
-    raise ValueError(f"parameters missing: {sorted(missing)}, not known: {found.unexpected_keys}")
+  model.load_state_dict(state)
 
 
 class Trainer:
@@ -354,7 +357,7 @@ class Trainer:
     drops = {n: torch.rand(size) < p for n, p in self.settings["drops"].items()}
     t = torch.rand(size, 1)
     t = shift * t / (1.0 + (shift - 1.0) * t)
-    unknown = (torch.arange(frames) >= 1).float().expand(size, -1)
+    unknown = (torch.arange(frames) >= self.batch["known"][:, None]).float()
     t = t * unknown
     noise, wide = torch.randn_like(latents), t[:, :, None, None, None]
     velocity = self.model((1.0 - wide) * latents + wide * noise, t, self.batch, drops)
@@ -366,7 +369,7 @@ class Trainer:
     self.optimiser.step()
     with torch.no_grad():
       torch._foreach_lerp_(self.ema, self.params, 1.0 - self.settings["ema"])
-    return float(loss)
+    return loss.item()
 
 
 def main(path: str):

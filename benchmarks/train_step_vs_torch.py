@@ -1,8 +1,8 @@
-"""Training speed of the Base model against the same step in plain PyTorch, printed as a ratio in one run.
+"""Training speed of the Base model against the same step in plain PyTorch, as a ratio in one run.
 
-Same model, same parameters (the outputs are compared first), same batch shapes, same precision (fp32), same
-optimiser, clipping and moving average. The two take turns on the same cores, and each keeps its best turn
-and its median.
+Same model, same parameters (the outputs are compared first), same batch shapes, same precision
+(fp32), same optimiser, clipping and moving average. The two take turns on the same cores; medians
+and best turns are printed.
   python benchmarks/train_step_vs_torch.py --torch-python=PATH_OF_A_PYTHON_WITH_TORCH
 """
 
@@ -25,7 +25,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.puppets import base
-from data_pipelines.clip import audio_samples
+from data_pipelines.clip import EncodedClip, audio_samples
+from data_pipelines.loader import EXTENSION, ExampleConfig, example_from_clip
 from lpm_jax.models import audio, text
 from lpm_jax.models.lpm import LPM
 from lpm_jax.training.base import BaseTask
@@ -38,27 +39,30 @@ WORKER = pathlib.Path(__file__).with_name("torch_step.py")
 
 
 def make_batch(config: ConfigDict, task: BaseTask) -> dict[str, np.ndarray]:
-  """A batch of random values with the shapes that training sees; latent 0 is given clean."""
+  """A batch of noise, cut as training cuts clips, with a global and other references."""
   rng = np.random.default_rng(0)
-  model = task.model_config
-  size, frames, slots = config.batch_size, config.data.latent_frames, config.data.slots
-  samples = audio_samples(4 * (frames - 1) + 1)
+  latents = config.data.latent_frames
+  frames = 4 * (latents - 1) + 1
+  cut = ExampleConfig(latents, config.data.slots, task.model_config.text.length, 1.0, 1.0)
 
-  def normal(*shape: int) -> np.ndarray:
-    return rng.normal(size=shape).astype(np.float32)
+  def example() -> dict[str, np.ndarray]:
+    tracks = np.clip(rng.normal(scale=0.1, size=(2, audio_samples(frames))), -1, 1)
+    clip = EncodedClip(
+      *("noise",) * 5,
+      fps=24.0,
+      text="She speaks, looks to the left, then smiles and nods.",
+      latents=rng.normal(size=(latents, 8, 8, 16)).astype(np.float32),
+      speak_audio=tracks[0].astype(np.float32),
+      listen_audio=tracks[1].astype(np.float32),
+      state=np.ones(frames, np.int8),
+      references=rng.normal(size=(6, 8, 8, 16)).astype(np.float32),
+      reference_kind=np.array([0, 1, 1, 2, 2, 2], np.int32),
+      reference_label=np.array([0, 1, 2, 1, 4, 5], np.int32),
+    )
+    return example_from_clip(clip, rng, cut)
 
-  kinds, labels = np.array([0, 1, 1, 2, 2, -1]), np.array([0, 1, 2, 1, 4, 0])
-  return {
-    "latents": normal(size, frames, 8, 8, 16),
-    "speak_audio": np.clip(0.1 * normal(size, samples), -1, 1),
-    "listen_audio": np.clip(0.1 * normal(size, samples), -1, 1),
-    "text_tokens": rng.integers(0, text.VOCABULARY, (size, model.text.length)).astype(np.int32),
-    "references": normal(size, slots, 8, 8, 16),
-    "reference_kind": np.tile(np.resize(kinds, slots), (size, 1)).astype(np.int32),
-    "reference_label": np.tile(np.resize(labels, slots), (size, 1)).astype(np.int32),
-    "known": np.ones(size, np.int32),
-    "state": np.zeros((size, 4 * (frames - 1) + 1), np.int8),
-  }
+  examples = [example() for _ in range(config.batch_size)]
+  return {name: np.stack([row[name] for row in examples]) for name in examples[0]}
 
 
 def awakened(model: LPM) -> LPM:
@@ -67,19 +71,23 @@ def awakened(model: LPM) -> LPM:
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   noisy = [
-    leaf + 0.02 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
+    leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)
   ]
   return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy), rest)
 
 
 def write_exchange(
-  path: pathlib.Path, config: ConfigDict, task: BaseTask, model: LPM, batch: dict, timestep: np.ndarray
+  path: pathlib.Path,
+  config: ConfigDict,
+  task: BaseTask,
+  model: LPM,
+  batch: dict,
+  timestep: np.ndarray,
 ):
-  """Everything that the PyTorch worker needs: parameters, batch, sizes, the mel front end's tables."""
+  """All that the PyTorch worker needs: parameters, batch, sizes, tables of the mel front end."""
   sizes = dataclasses.asdict(task.model_config)
   sizes["text"]["vocabulary"] = text.VOCABULARY
-  rows = config.data.latent_frames * audio.FRAMES_PER_LATENT * audio.MELS_PER_FRAME
+  rows = (config.data.latent_frames + EXTENSION[1]) * audio.FRAMES_PER_LATENT * audio.MELS_PER_FRAME
   fps = task.model_config.audio.fps
   centres = np.round((np.arange(rows) + 0.5) * audio.SAMPLE_RATE / (fps * audio.MELS_PER_FRAME))
   lead = round((audio.FRAMES_PER_LATENT - 1) * audio.SAMPLE_RATE / fps) + audio.WINDOW // 2
@@ -137,14 +145,17 @@ class Worker:
     return json.loads(line)
 
 
-def predict(model: LPM, batch: dict, timestep: np.ndarray) -> np.ndarray:
-  """Velocity of the batch's latents."""
+def predict(model: LPM, batch: dict[str, np.ndarray], timestep: np.ndarray) -> np.ndarray:
+  """Velocity of the batch's latents, all windows starting at the first latent."""
   graphdef, state = nnx.split(model)
+  frames = timestep.shape[1]
 
   @jax.jit
   def run(state: nnx.State, batch: dict) -> jax.Array:
     lpm = nnx.merge(graphdef, state)
-    return lpm(batch["latents"], jnp.asarray(timestep), lpm.encode_conditions(batch))
+    heard = lpm.encode_conditions(batch, frames + EXTENSION[1])
+    heard = heard.replace(speak=heard.speak[:, :frames], listen=heard.listen[:, :frames])
+    return lpm(batch["latents"], jnp.asarray(timestep), heard)
 
   return np.asarray(run(state, batch))
 
@@ -177,9 +188,7 @@ def main():
 
   optimiser = make_optimiser(config.optimiser, config.steps)
   state = create_state(model, optimiser)
-  step_fn = make_step(
-    task, nnx.graphdef(model), optimiser, seed=0, ema_decay=config.optimiser.ema
-  )
+  step_fn = make_step(task, nnx.graphdef(model), optimiser, seed=0, ema_decay=config.optimiser.ema)
   compiled = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
   on_device = jax.device_put(batch)
 
@@ -197,7 +206,10 @@ def main():
     state, taken = turn(state)
     seconds["JAX"].append(taken)
     seconds["PyTorch"].append(worker.ask(f"steps {args.steps}")["seconds"])
-    print(f"turn {i}: " + ", ".join(f"{k} {v[-1] / args.steps:.3f} s a step" for k, v in seconds.items()))
+    print(
+      f"turn {i}: "
+      + ", ".join(f"{k} {v[-1] / args.steps:.3f} s a step" for k, v in seconds.items())
+    )
   worker.close()
 
   clips = config.batch_size * args.steps

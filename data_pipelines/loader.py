@@ -11,6 +11,7 @@ from lpm_jax.models.text import tokenize
 
 Stages = Sequence[tuple[int, grain.MapDataset]]
 _FOREVER = 2**40
+EXTENSION = (2, 5)  # latents dropped, and latents given clean, when a window starts within a clip
 
 
 def endless(dataset: grain.MapDataset, seed: int) -> grain.MapDataset:
@@ -94,8 +95,8 @@ class ExampleConfig:
     text_length: tokens of text.
     global_reference: probability that the global reference is there.
     extra_references: probability that a random subset of body views and expressions is there.
-    extension: probability that the window starts 2 to 5 latents into the clip and is given 2 to 5
-      clean ones.
+    extension: probability that the window starts 2 to 5 latents into the clip (LPM 1.0: drop the
+      first 2-5) and is given 2 to 5 clean ones.
   """
 
   frames: int
@@ -111,10 +112,11 @@ def example_from_clip(
 ) -> dict[str, np.ndarray]:
   """One training example of the Base model, a window of an encoded clip.
 
-  Returns latents [F, h, w, C]; speak_audio, listen_audio [S] from its first video frame on;
-  state int8 [T]; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and
-  reference_label int32 [R]; known int32 []: clean latents at the start. Raises ClipError for a clip
-  shorter than the window.
+  Returns latents [F, h, w, C]; state int8 [T]; speak_audio, listen_audio [S] of F + 5 latents from
+  the start of the clip, so that a later window hears its true past, silence after its end;
+  start int32 []: the window's first latent; known int32 []: clean latents at its start; text_tokens
+  int32 [L]; references [R, h, w, C] with reference_kind and reference_label int32 [R].
+  Raises ClipError for a clip shorter than the window.
   """
   total = len(clip.latents)
   if total < config.frames:
@@ -124,29 +126,29 @@ def example_from_clip(
     )
   start, known = 0, 1
   # Drawn in any case, so that a clip's other draws do not depend on the stage.
-  extend, offset, clean = rng.random(), int(rng.integers(2, 6)), int(rng.integers(2, 6))
+  extend, (offset, clean) = rng.random(), rng.integers(*EXTENSION, size=2, endpoint=True)
   if extend < config.extension:
     start, known = min(offset, total - config.frames), clean
   frames = 4 * (config.frames - 1) + 1
-  samples, first = audio_samples(frames, clip.fps), audio_samples(4 * start, clip.fps)
+  samples = audio_samples(frames + 4 * EXTENSION[1], clip.fps)
   references, kind, label = _choose_references(clip, rng, config)
   return {
     "latents": clip.latents[start : start + config.frames],
-    "speak_audio": _cut(clip.speak_audio, first, samples),
-    "listen_audio": _cut(clip.listen_audio, first, samples),
+    "speak_audio": _fitted(clip.speak_audio, samples),
+    "listen_audio": _fitted(clip.listen_audio, samples),
     "state": clip.state[4 * start : 4 * start + frames],
     "text_tokens": tokenize(clip.text, config.text_length),
     "references": references,
     "reference_kind": kind,
     "reference_label": label,
+    "start": np.int32(start),
     "known": np.int32(known),
   }
 
 
-def _cut(audio: np.ndarray, first: int, samples: int) -> np.ndarray:
-  """`samples` of the track; rounding can ask for one more than there is."""
-  piece = audio[first : first + samples]
-  return np.pad(piece, (0, samples - len(piece)))
+def _fitted(audio: np.ndarray, samples: int) -> np.ndarray:
+  """Cut, or continued with silence."""
+  return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
 
 
 def _choose_references(

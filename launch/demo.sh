@@ -22,7 +22,7 @@ for who in character1 character2; do
 done
 
 say "Measure the shipped model beside the render, the VAE and a still picture"
-lpm evaluate --config=configs/eval/puppets.py:demo --workdir=demo/evaluation
+lpm evaluate --config=configs/eval/puppets.py:quick --workdir=demo/evaluation
 
 say "Done. Look at:"
 ls -1 demo/character*/*.mp4 demo/evaluation/report.html

@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data = ConfigDict()
   c.data.path = "data/puppets_latents/train"
   c.data.validation = "data/puppets_latents/validation"  # "": no validation loss
-  c.data.latent_frames = 15  # of a clip's 19, so that a window can start later in the clip
+  c.data.latent_frames = 19  # the whole clip; the last stage takes less and starts later
   c.data.slots = 6  # references per example
 
   # model
@@ -63,7 +63,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
       steps=3_000,
       mixture=dict(speak=0.3, listen=0.25, idle=0.2, dialogue=0.25),
       extra_references=0.7,
-      extension=0.3,
+      latent_frames=14,
+      extension=0.5,
     ),
   )
 
@@ -72,27 +73,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.optimiser.learning_rate = 1e-3
   c.optimiser.final_learning_rate = 1e-5
   c.optimiser.warmup = 200
-  c.optimiser.b1 = 0.9
-  c.optimiser.b2 = 0.99
-  c.optimiser.eps = 1e-8
-  c.optimiser.weight_decay = 0.01
-  c.optimiser.clip_norm = 1.0
+  c.optimiser.update(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
   c.optimiser.ema = 0.999
 
-  # sharding
-  c.sharding = ConfigDict()
-  c.sharding.mesh = dict(data=-1)
-  c.sharding.rules = dict(embed="fsdp", mlp="tensor", heads="tensor")
-
-  # checkpoint
-  c.checkpoint = ConfigDict()
-  c.checkpoint.every = 250
-  c.checkpoint.keep = 3
+  # sharding, checkpoint
+  c.sharding = dict(mesh=dict(data=-1), rules=dict(embed="fsdp", mlp="tensor", heads="tensor"))
+  c.checkpoint = dict(every=250, keep=3)
 
   # evaluation
-  c.evaluation = ConfigDict()
-  c.evaluation.log_every = 20
-  c.evaluation.sample_every = 500
+  c.evaluation = dict(log_every=20, sample_every=500)
+  c.evaluation.sample_clips = 4  # videos of validation clips; 0: none
+  c.evaluation.sample_steps = 12
+  c.evaluation.sample_shift = 3.0
+  c.evaluation.sample_guidance = 2.0  # text and audio
+  c.evaluation.vae = "puppets"
 
   if arg == "demo":
     c.init = "puppets"
@@ -104,6 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.checkpoint.every = 4
     c.evaluation.log_every = 2
     c.evaluation.sample_every = 12
+    c.evaluation.sample_clips = 0
   if arg == "tiny":
     c.steps = 8
     c.batch_size = 2
@@ -112,10 +107,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32)
     c.model.transformer.update(text_width=16, audio_width=16)
     c.model.text = dict(width=16, heads=2, layers=1, length=6)
-    c.model.audio = dict(width=16, bands=16)
-    c.stages = tuple({**stage, "steps": 2} for stage in c.stages)
+    c.model.audio = dict(width=16, bands=16, dilations=(1,))
+    c.stages = tuple({**stage, "steps": 2, "latent_frames": None} for stage in c.stages)
     c.optimiser.warmup = 1
     c.checkpoint.every = 4
     c.evaluation.log_every = 1
     c.evaluation.sample_every = 8
+    c.evaluation.sample_clips = 0
   return c

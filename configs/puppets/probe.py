@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # data: single frames of random poses, rendered once into `folder`
   c.data = ConfigDict()
   c.data.folder = "data/probe_faces"
-  c.data.characters = 5000
+  c.data.characters = 4000
   # model
   c.model = ConfigDict()
   c.model.widths = (64, 96, 128)

@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # data
   c.data = ConfigDict()
-  c.data.path = "data"  # holds puppets/, the data set of `lpm data puppets`
+  c.data.path = "data/puppets"  # the workdir of `lpm data puppets`
   c.data.validation = "validation"  # split of the samples; "": none
   c.data.frames = 9  # of a clip, 1 + 4k
   c.data.pictures = 2  # references, coded as clips of one frame

@@ -1,7 +1,8 @@
 """Procedural puppet characters: independent visible and hidden attributes drawn from a seed.
 
-A hidden attribute cannot be seen in the main picture (neutral, mouth closed, frontal): it shows only in some
-poses, which `visible_attributes` names, so only a reference picture can tell a model about it.
+A hidden attribute cannot be seen in the main picture (neutral, mouth closed, frontal): it shows
+only in some poses, which `visible_attributes` names, so only a reference picture can tell a model
+about it.
 """
 
 import dataclasses
@@ -31,7 +32,17 @@ Colour = tuple[float, float, float]
 _SKINS = ("ffdcc4", "f6c7a4", "e8b088", "cf9468", "b07a50", "8d5b3a", "6b4430", "f3cdb8")
 _HAIRS = ("2b2230", "4a2f23", "7a4a2a", "b5793a", "e6c069", "a83e24", "8d8f9c", "35507e", "7b3f7f")
 _EYES = ("3f7fc4", "4c9a5b", "7a4a24", "3a2c28", "8a8f3a", "7355b0", "2f9c9c")
-_CLOTHES = ("c8423f", "2f6fb0", "3f8f5f", "e0a030", "6a4c93", "e8e4da", "30343f", "d9739c", "2ba3a3")
+_CLOTHES = (
+  "c8423f",
+  "2f6fb0",
+  "3f8f5f",
+  "e0a030",
+  "6a4c93",
+  "e8e4da",
+  "30343f",
+  "d9739c",
+  "2ba3a3",
+)
 _BACKGROUNDS = ("9cc4d8", "d8c7a4", "b9cfa5", "c9b3d4", "e0b7a8", "8fa3b8", "a9d0c4", "d6d3cc")
 FRINGES = ("straight", "swept left", "swept right", "peaked", "scalloped")
 PATTERNS = ("plain", "stripes", "lapels", "buttons")
@@ -82,8 +93,8 @@ class Character:
 def sample_character(seed: int, *, style: str | None = None) -> Character:
   """The character of a seed; a given style replaces the drawn one and leaves everything else alone.
 
-  Train seeds are TRAIN_SEEDS, held-out ones start at FIRST_HELDOUT_SEED. Raises ValueError for a style that is
-  not in ALL_STYLES.
+  Train seeds are TRAIN_SEEDS, held-out ones start at FIRST_HELDOUT_SEED. Raises ValueError for a
+  style that is not in ALL_STYLES.
   """
   rng = np.random.default_rng([seed, 0x9A2])
   drawn = STYLES[rng.integers(len(STYLES))]
@@ -131,7 +142,8 @@ def attributes(c: Character) -> dict[str, int]:
 
 
 def visible_attributes(pose: np.ndarray) -> dict[str, np.ndarray]:
-  """In which frames of pose [T, 14] each hidden attribute can be seen on a character that has it: bool [T].
+  """In which frames of pose [T, 14] each hidden attribute can be seen on a character that has it:
+  bool [T].
 
   The renderer keeps every one of them away from a neutral, frontal picture with a closed mouth.
   """
@@ -162,18 +174,20 @@ _LOOKS = {
     "ink_width": 0.03,
     "saturation": 1.25,
     "bands": 1.0,
-    "eye_wide": 1.06,
-    "eye_tall": 1.5,
-    "iris": 1.3,
-    "lash": 1.5,
-    "highlight": 1.5,
+    "eye_wide": 1.08,
+    "eye_tall": 1.6,
+    "iris": 1.42,
+    "lash": 1.6,
+    "highlight": 1.25,
+    "brow": 0.7,
+    "lip": 0.65,
     "nose": 0.5,
     "jaw": 0.14,
     "spikes": 1.0,
   },
   "game": {
-    "specular": 0.75,
-    "rim": 0.9,
+    "specular": 0.7,
+    "rim": 0.8,
     "subsurface": 0.25,
     "saturation": 1.12,
     "glow": 1.0,
@@ -185,7 +199,7 @@ _LOOKS = {
     "cel": 0.3,
     "ink": 0.85,
     "ink_width": 0.034,
-    "saturation": 0.42,
+    "saturation": 0.5,
     "paper": 1.0,
     "lash": 1.15,
     "specular": 0.0,
@@ -197,9 +211,11 @@ _LOOKS = {
     "saturation": 0.9,
     "eye_wide": 0.95,
     "eye_tall": 1.1,
-    "nose": 1.35,
-    "ink": 0.2,
-    "ink_width": 0.02,
+    "nose": 1.3,
+    "brow": 1.25,
+    "lip": 1.2,
+    "ink": 0.5,
+    "ink_width": 0.05,
   },
 }
 _LOOK_DEFAULTS = {
@@ -220,6 +236,8 @@ _LOOK_DEFAULTS = {
   "iris": 1.0,
   "lash": 1.0,
   "highlight": 1.0,
+  "brow": 1.0,
+  "lip": 1.0,
   "nose": 1.0,
   "jaw": 0.0,
   "spikes": 0.0,

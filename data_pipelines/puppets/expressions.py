@@ -1,7 +1,8 @@
 """What each expression does to the pose of a puppet at full intensity.
 
-Scale by the intensity of an emotion (fields not named stay where they are). `EXPRESSION_POSES` holds what a
-reference picture shows; `EMOTION_POSES` leaves out the opened mouth, which belongs to speech in a clip.
+Scale by the intensity of an emotion (fields not named stay where they are). `EXPRESSION_POSES`
+holds what a reference picture shows; `EMOTION_POSES` leaves out the opened mouth, which belongs to
+speech in a clip.
 """
 
 EXPRESSION_POSES: dict[str, dict[str, float]] = {

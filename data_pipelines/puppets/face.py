@@ -1,7 +1,9 @@
-"""The painted face: eyes, brows, mouth, teeth and marks as shapes on the sphere of directions of the head.
+"""The painted face: eyes, brows, mouth, teeth and marks as shapes on the sphere of directions of
+the head.
 
-Coordinates (u, v) are the stereographic image of the direction from the head's centre (u to the image right when
-frontal, v up, in world units at the middle of the face), so profiles need no special case.
+Coordinates (u, v) are the stereographic image of the direction from the head's centre (u to the
+image right when frontal, v up, in world units at the middle of the face), so profiles need no
+special case.
 """
 
 from types import SimpleNamespace
@@ -50,8 +52,14 @@ class Mouth(NamedTuple):
 
 
 def decals(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
-  """Everything drawn on the skin, from bottom to top. `soft` is the width of an edge in world units."""
-  return [*_marks(u, v, s, soft), *_eyes(u, v, s, soft), *_brows(u, v, s, soft), *_mouth(u, v, s, soft)]
+  """Everything drawn on the skin, from bottom to top. `soft` is the width of an edge in world
+  units."""
+  return [
+    *_marks(u, v, s, soft),
+    *_eyes(u, v, s, soft),
+    *_brows(u, v, s, soft),
+    *_mouth(u, v, s, soft),
+  ]
 
 
 def _fill(distance: Array, soft: float) -> Array:
@@ -84,7 +92,9 @@ def _marks(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
   lines = jnp.minimum(jnp.abs(v - 0.42 + bend), jnp.abs(v - 0.505 + bend))
   lines = _fill(0.018 - lines, soft) * (1.0 - ramp(0.24, 0.34, side)) * s.brow_lines
   ridge = v - 0.5 * side
-  pleats = jnp.minimum(jnp.abs(ridge - 0.1), jnp.minimum(jnp.abs(ridge - 0.02), jnp.abs(ridge + 0.06)))
+  pleats = jnp.minimum(
+    jnp.abs(ridge - 0.1), jnp.minimum(jnp.abs(ridge - 0.02), jnp.abs(ridge + 0.06))
+  )
   pleats = _fill(0.018 - pleats, soft) * (1.0 - ramp(0.1, 0.14, side)) * s.nose_lines
   x = side - 0.048 * s.nose_size - 0.014 * s.nose_wrinkle
   nostril = _fill(_disc(x, 1.5 * (v + 0.205 - 0.035 * s.nose_wrinkle), 0.02), soft)
@@ -104,7 +114,7 @@ def _marks(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
 
 def _eye(u: Array, v: Array, s: SimpleNamespace) -> Eye:
   wide = 0.146 * s.eye_size * s.look_eye_wide
-  tall = 0.108 * s.eye_size * s.look_eye_tall * (1.0 + 0.15 * jnp.maximum(s.brow, 0.0))
+  tall = 0.098 * s.eye_size * s.look_eye_tall * (1.0 + 0.15 * jnp.maximum(s.brow, 0.0))
   low = 0.09 * s.eye_size * s.look_eye_tall * (1.0 - 0.25 * s.smile_up - 0.35 * s.nose_wrinkle)
   x = jnp.abs(u) - EYE_X - s.eye_spacing
   y = v - EYE_Y - s.eye_tilt * x
@@ -121,7 +131,7 @@ def _eyes(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
   lid = _fill(jnp.minimum(eye.upper + 0.02 - eye.y, eye.y - eye.lid), soft)
   shade = 0.25 * ramp(-0.07, 0.0, eye.y - eye.lid) * opening
   sign = jnp.where(u > 0.0, 1.0, -1.0)
-  radius = 0.078 * s.eye_size * s.look_iris
+  radius = 0.084 * s.eye_size * s.look_iris
   gx = sign * eye.x - 0.07 * s.gaze_x
   gy = eye.y - 0.058 * s.gaze_y - 0.008
   stretch = gy / (0.75 + 0.25 * s.look_eye_tall)
@@ -155,7 +165,7 @@ def _brows(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
   # A frown pulls the inner end down when brows are low and up when they are raised (sadness, fear).
   slope = s.frown * mix(0.065, -0.05, ramp(-0.3, 0.35, s.brow))
   y = v - base + 0.035 * s.brow_arch * t * t - slope * t
-  thick = 0.027 * s.brow_thickness * (1.0 - 0.35 * jnp.clip(t, -1.0, 1.0))
+  thick = 0.027 * s.brow_thickness * s.look_brow * (1.0 - 0.35 * jnp.clip(t, -1.0, 1.0))
   shape = _fill(thick - jnp.abs(y), soft) * _fill((1.0 - jnp.abs(t)) * 0.165, soft)
   return [Decal(shape, tuple(0.55 * getattr(s, f"hair_{c}") for c in "rgb"))]
 
@@ -167,7 +177,7 @@ def _lips(u: Array, v: Array, s: SimpleNamespace) -> Mouth:
   height = 0.32 * s.opening * s.mouth_size
   y = v - MOUTH_Y - 0.025 * s.nose_wrinkle
   e2 = jnp.minimum(jnp.square(u / half), 1.6)
-  curve = s.smile * (0.085 * e2 - 0.04)
+  curve = s.smile * (0.075 * e2 - 0.035)
   arc = 0.4 * (1.0 - e2) + 0.6 * (1.0 - e2 * e2)
   top = curve + (0.28 * height + 0.02 * s.nose_wrinkle * s.opening) * arc
   return Mouth(y, u / half, half, curve, top, curve - 0.72 * height * arc, height)
@@ -179,7 +189,7 @@ def _mouth(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
   hollow = 0.85 * jnp.minimum(m.top - m.y, m.y - m.bottom)
   ends = _fill((1.0 - jnp.abs(m.e)) * m.half, soft)
   opening = _fill(hollow, soft) * ends * ramp(0.0, 0.03, s.opening)
-  full = 0.043 * s.lip_fullness * (1.0 + 0.45 * pursed - 0.25 * s.smile_up)
+  full = 0.043 * s.lip_fullness * s.look_lip * (1.0 + 0.45 * pursed - 0.25 * s.smile_up)
   bow = 1.0 - 0.3 * jnp.maximum(1.0 - jnp.square(u / 0.05), 0.0)
   thin = jnp.sqrt(jnp.maximum(1.08 - m.e * m.e, 0.0))
   lips = jnp.minimum(m.top + full * bow * thin - m.y, m.y - m.bottom + 1.25 * full * thin)
@@ -204,7 +214,7 @@ def _teeth(u: Array, m: Mouth, opening: Array, s: SimpleNamespace, soft: float) 
   yellow = s.tooth_colour
   enamel = (mix(1.0, 0.88, yellow), mix(1.0, 0.75, yellow), mix(0.97, 0.32, yellow))
   side = jnp.abs(u)
-  gap = 0.026 * s.tooth_gap
+  gap = 0.023 * s.tooth_gap
   edge = -0.048 + (0.04 + 0.05 * s.smile_up) * jnp.square(u / 0.2)
   row = _fill(m.y - edge, soft) * _fill(0.2 - side, soft) * opening
   spacing = (side - gap) / TOOTH

@@ -1,7 +1,7 @@
 """The solids of a puppet: torso and neck, head, nose and ears, hair, and what hair and turns hide.
 
-A solid is an ellipsoid in the frame of the torso or of the head; hair has a window for the face and one for each
-ear, ear rings have a hole.
+A solid is an ellipsoid in the frame of the torso or of the head; hair has a window for the face
+and one for each ear, ear rings have a hole.
 """
 
 from types import SimpleNamespace
@@ -17,11 +17,20 @@ SKULL_Y = 0.1
 FACE_HEIGHT = 0.62
 NECK_PIVOT = -0.5
 HEAD_Y = 0.05
-EAR_Y, EAR_Z = -0.03, -0.15
+EAR_Y, EAR_Z = -0.03, -0.17
 TORSO_PARTS = ("neck", "torso")
 FACE_PARTS = ("skull", "jaw", "muzzle", "nose")
 SKIN_PARTS = ("neck", *FACE_PARTS, "left ear", "right ear")
-HAIR_PARTS = ("inner hair", "left lock", "right lock", "back hair", "left tuft", "right tuft", "cap", "bun")
+HAIR_PARTS = (
+  "inner hair",
+  "left lock",
+  "right lock",
+  "back hair",
+  "left tuft",
+  "right tuft",
+  "cap",
+  "bun",
+)
 PARTS = (
   *TORSO_PARTS,
   *FACE_PARTS,
@@ -33,7 +42,8 @@ PART = {name: i for i, name in enumerate(PARTS)}
 
 
 class Solid(NamedTuple):
-  """An ellipsoid and its material; `shown` scales its coverage, `softness` is a depth (see blend_by_depth)."""
+  """An ellipsoid and its material; `shown` scales its coverage, `softness` is a depth (see
+  blend_by_depth)."""
 
   centre: Vector
   radii: Vector
@@ -53,8 +63,9 @@ class Figure(NamedTuple):
 
 
 def frame_state(p: SimpleNamespace, pose: SimpleNamespace) -> dict[str, Array]:
-  """What a frame needs beside parameters and pose: sizes, frames of head and torso, openings, fades."""
-  smiling = ramp(0.35, 0.8, pose.smile) * 0.3
+  """What a frame needs beside parameters and pose: sizes, frames of head and torso, openings,
+  fades."""
+  smiling = ramp(0.35, 0.8, pose.smile) * 0.24
   torso_yaw = pose.yaw * (0.25 + 0.75 * ramp(0.6, 1.3, jnp.abs(pose.yaw)))
   head = rotation(pose.yaw, pose.pitch, pose.roll)
   shift = jnp.stack([0.12 * pose.lean_x, 0.08 * pose.lean_y, jnp.zeros_like(pose.yaw)])
@@ -104,8 +115,9 @@ def hairline(u: Array, s: SimpleNamespace) -> Array:
   return 0.9 + s.hairline + bow + sweep + peak - 0.26 * spikes * wave
 
 
-def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array], soft: float) -> dict[str, Array]:
-  """Coverage [S, S] of the solids with holes, by name; `depths` as cast."""
+def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array]) -> dict[str, Array]:
+  """Signed distance [S, S] inside the holes of the solids that have some, by name; `depths` as
+  cast."""
 
   def at(name: str) -> Vector:
     return local_point(s, "head", x, y, depths[PART[name]])
@@ -127,7 +139,7 @@ def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array], soft: 
     centre = _ring_centre(s, side)
     hole = jnp.square(q[1] - centre[1]) + jnp.square(q[2] - centre[2])
     holes[name] = 0.05 - jnp.sqrt(hole + 1e-9)
-  return {name: jnp.clip(0.5 - bare / soft, 0.0, 1.0) for name, bare in holes.items()}
+  return holes
 
 
 def clothes_pattern(
@@ -177,14 +189,14 @@ def _head(s: SimpleNamespace) -> dict[str, Solid]:
       softness=0.14,
     ),
     "nose": Solid(
-      (0.0, -0.12 + lift, 0.5),
-      (0.072 * size + 0.015 * s.nose_wrinkle, 0.105 * size, 0.05 + 0.075 * size),
+      (0.0, -0.11 + lift, 0.48),
+      (0.072 * size + 0.015 * s.nose_wrinkle, 0.12 * size, 0.05 + 0.065 * size),
       skin,
       softness=0.06,
     ),
   }
   for side, name in ((-1.0, "left ear"), (1.0, "right ear")):
-    solids[name] = Solid((side * s.radius_x, EAR_Y, EAR_Z), (0.06, 0.14, 0.1), ear_skin)
+    solids[name] = Solid((side * _ear_x(s), EAR_Y, EAR_Z), (0.06, 0.14, 0.1), ear_skin)
   return solids
 
 
@@ -197,7 +209,7 @@ def _hair(s: SimpleNamespace) -> dict[str, Solid]:
   def shaded(k: float) -> Vector:
     return tuple(k * c for c in hair)
 
-  inner = (s.radius_x + 0.92 * grow, s.radius_y + 0.9 * grow, 0.45)
+  inner = (s.radius_x + 0.65 * grow, s.radius_y + 0.85 * grow, 0.46)
   solids = {
     "inner hair": Solid((0.0, SKULL_Y - 0.02, -0.12), inner, shaded(0.72)),
     "back hair": Solid(
@@ -214,8 +226,8 @@ def _hair(s: SimpleNamespace) -> dict[str, Solid]:
   }
   for side, name in ((-1.0, "left lock"), (1.0, "right lock")):
     solids[name] = Solid(
-      (side * (s.radius_x + 0.01 + 0.4 * s.hair_volume), 0.04 - fall, 0.06),
-      (0.095, 0.32 + 0.85 * fall, 0.14),
+      (side * (s.radius_x + 0.01 + 0.4 * s.hair_volume), 0.04 - fall, 0.09),
+      (0.095, 0.32 + 0.85 * fall, 0.13),
       hair,
       softness=0.06,
     )
@@ -248,7 +260,11 @@ def _hidden(s: SimpleNamespace) -> dict[str, Solid]:
 
 
 def _ring_centre(s: SimpleNamespace, side: float) -> Vector:
-  return side * (s.radius_x + 0.06), EAR_Y - 0.22, EAR_Z
+  return side * (_ear_x(s) + 0.04), EAR_Y - 0.22, EAR_Z
+
+
+def _ear_x(s: SimpleNamespace) -> Array:
+  return s.radius_x + 0.02 + 0.5 * s.hair_volume
 
 
 def _colours(s: SimpleNamespace, *names: str) -> tuple[Vector, ...]:

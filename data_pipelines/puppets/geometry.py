@@ -1,7 +1,7 @@
 """Ellipsoids under parallel rays: rotations, tables of quadrics, casting and blending by depth.
 
-World axes: x image right, y up, z to the viewer; the picture spans -1..1 in x and y. Shapes are those of one frame:
-N solids, S x S samples.
+World axes: x image right, y up, z to the viewer; the picture spans -1..1 in x and y. Shapes are
+those of one frame: N solids, S x S samples.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ Vector = tuple[Array, Array, Array]
 class Quadrics(NamedTuple):
   """N ellipsoids of one frame, ready to be cast.
 
-  inside [N, 3, 3]: symmetric form in (x, y, 1), positive inside the silhouette; its root is half the chord.
-  middle [N, 3]: depth of the chord's middle, negated, affine in (x, y, 1).
+  inside [N, 3, 3]: symmetric form in (x, y, 1), positive inside the silhouette; its root is half
+  the chord. middle [N, 3]: depth of the chord's middle, negated, affine in (x, y, 1).
   normal [N, 3, 4]: world normal (about unit length) as an affine map of (x, y, z, 1).
   """
 
@@ -77,7 +77,8 @@ def quadrics(centre: Array, radii: Array, rotations: Array, origins: Array) -> Q
 
 
 def cast(table: Quadrics, x: Array, y: Array) -> tuple[list[Array], list[Array]]:
-  """Depth of each front surface and signed distance inside each silhouette: two lists of N arrays [S, S].
+  """Depth of each front surface and signed distance inside each silhouette: two lists of N arrays
+  [S, S].
 
   Outside a silhouette the depth continues with that of the chord's middle, so it has no jumps.
   """
@@ -87,29 +88,38 @@ def cast(table: Quadrics, x: Array, y: Array) -> tuple[list[Array], list[Array]]
     slope_y = k[0, 1] * x + k[1, 1] * y + k[1, 2]
     form = slope_x * x + slope_y * y + k[0, 2] * x + k[1, 2] * y + k[2, 2]
     depths.append(jnp.sqrt(jnp.maximum(form, 0.0)) - (m[0] * x + m[1] * y + m[2]))
-    # The gradient of the form is twice the slope: the ratio is the distance, exact at the silhouette.
+    # The gradient of the form is twice the slope: the ratio is the distance, exact at the
+    # silhouette.
     steep = jax.lax.rsqrt(slope_x * slope_x + slope_y * slope_y + 1e-6)
     edges.append(jnp.minimum(0.5 * form * steep, 0.3))
   return depths, edges
 
 
 def draw(
-  depth: Array, z: Sequence[Array], cover: Sequence[Array], softness: Array
+  depth: Array,
+  z: Sequence[Array],
+  edge: Sequence[Array],
+  shown: Array,
+  softness: Array,
+  step: float,
 ) -> tuple[Array, list[Array]]:
   """Draws surfaces in order over `depth`: the new depth, and the part each takes when it is drawn.
 
-  `softness` is the depth over which a nearer surface takes over, so intersections move smoothly.
+  A silhouette fades over `step` (one sample); `shown` scales the coverage; `softness` is the depth
+  over which a nearer surface takes over. So pixels move smoothly with the pose.
   """
   parts = []
-  for z_i, cover_i, soft_i in zip(z, cover, softness, strict=True):
-    part = cover_i * jnp.clip((z_i - depth) / soft_i + 0.5, 0.0, 1.0)
+  for z_i, edge_i, shown_i, soft_i in zip(z, edge, shown, softness, strict=True):
+    cover = jnp.clip(edge_i / step + 0.5, 0.0, 1.0) * shown_i
+    part = cover * jnp.clip((z_i - depth) / soft_i + 0.5, 0.0, 1.0)
     depth = mix(depth, z_i, part)
     parts.append(part)
   return depth, parts
 
 
 def peel(left: Array, parts: Sequence[Array]) -> tuple[Array, list[Array]]:
-  """From the last surface drawn to the first: what is `left` for those below, and what each one keeps."""
+  """From the last surface drawn to the first: what is `left` for those below, and what each one
+  keeps."""
   kept = []
   for part in reversed(parts):
     kept.append(left * part)

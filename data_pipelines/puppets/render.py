@@ -1,6 +1,7 @@
 """Draws a puppet: parameters and pose track in, pictures out, the same pixels for the same input.
 
-One compiled function per picture size serves every character and style; tracks are cut into chunks of fixed length.
+One compiled function per picture size serves every character and style; tracks are cut into chunks
+of fixed length.
 """
 
 import functools
@@ -83,7 +84,9 @@ def render(
   return out
 
 
-def render_reference(params: np.ndarray, kind: int, label: int, seed: int, size: int = 64) -> np.ndarray:
+def render_reference(
+  params: np.ndarray, kind: int, label: int, seed: int, size: int = 64
+) -> np.ndarray:
   """One reference picture uint8 [size, size, 3].
 
   Args:
@@ -129,7 +132,8 @@ class _Buffers(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _render_chunk(params: Array, pose: Array, size: int, supersample: int) -> Array:
-  """Each stage loops over the frames: its results are stored once instead of being computed for every use."""
+  """Each stage loops over the frames: its results are stored once instead of being computed for
+  every use."""
   p = SimpleNamespace(**dict(zip(PARAM_FIELDS, params, strict=True)))
   samples = size * supersample
   step = 2.0 / samples
@@ -150,8 +154,10 @@ def _render_chunk(params: Array, pose: Array, size: int, supersample: int) -> Ar
   parts, table = jax.vmap(lambda scalars: _tables(names(scalars)))(states)
   paints = jax.vmap(lambda scalars: _paints(names(scalars)))(states)
   z, edge = stage(lambda s, t: cast(t, x, y), table)
-  cover = stage(lambda s, *args: _covers(s, *args, x, y, step), parts, z, edge)
-  weights = _blend(stage, z, cover, parts.softness)
+  holes = stage(lambda s, z: openings(s, x, y, z), z)
+  for name, bare in holes.items():
+    edge[PART[name]] = jnp.minimum(edge[PART[name]], -bare)
+  weights = _blend(stage, parts, z, edge, step)
   buffers = stage(lambda s, *args: _gather(*args, x, y), parts, table, z, edge, weights)
   at = stage(lambda s, b: _face_coordinates(s, x, y, b.z), buffers)
   masks = stage(lambda s, uv: [d.mask for d in decals(*uv[:2], s, step)], at)
@@ -161,16 +167,19 @@ def _render_chunk(params: Array, pose: Array, size: int, supersample: int) -> Ar
   return jnp.round(jnp.clip(image, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
-def _blend(stage: Callable, z: list[Array], cover: list[Array], softness: Array) -> list[Array]:
+def _blend(
+  stage: Callable, parts: Figure, z: list[Array], edge: list[Array], step: float
+) -> list[Array]:
   """What each solid contributes to each sample; the sum is the coverage. A few solids a stage."""
   depth, left = jnp.full_like(z[0], -4.0), jnp.ones_like(z[0])
   groups = [slice(i, i + _GROUP) for i in range(0, len(z), _GROUP)]
   drawn, kept = [], []
   for g in groups:
-    depth, parts = stage(lambda s, *args: draw(*args), depth, z[g], cover[g], softness[:, g])
-    drawn.append(parts)
-  for parts in reversed(drawn):
-    left, weights = stage(lambda s, *args: peel(*args), left, parts)
+    inputs = depth, z[g], edge[g], parts.shown[:, g], parts.softness[:, g]
+    depth, taken = stage(lambda s, *args: draw(*args, step), *inputs)
+    drawn.append(taken)
+  for taken in reversed(drawn):
+    left, weights = stage(lambda s, *args: peel(*args), left, taken)
     kept = weights + kept
   return kept
 
@@ -190,14 +199,6 @@ def _paints(s: SimpleNamespace) -> Array:
   return jnp.array([(*d.colour, d.unlit) for d in drawn], jnp.float32)
 
 
-def _covers(
-  s: SimpleNamespace, parts: Figure, z: list[Array], edge: list[Array], x: Array, y: Array, step: float
-) -> list[Array]:
-  holes = openings(s, x, y, z, step)
-  cover = [jnp.clip(e / step + 0.5, 0.0, 1.0) * a for e, a in zip(edge, parts.shown, strict=True)]
-  return [c * holes.get(name, 1.0) for c, name in zip(cover, PARTS, strict=True)]
-
-
 def _gather(
   parts: Figure,
   table: Quadrics,
@@ -212,6 +213,10 @@ def _gather(
   # Sums are premultiplied by coverage: divide, so that silhouettes do not darken twice.
   per_cover = 1.0 / jnp.maximum(cover, 1e-3)
   z = sum(w * z_i for w, z_i in zip(weights, z, strict=True)) * per_cover
+  # Skull, jaw, muzzle and nose have one outline, that of their union.
+  flesh = [PART[name] for name in FACE_PARTS]
+  outline = functools.reduce(jnp.maximum, [edge[i] for i in flesh])
+  edge = [outline if i in flesh else e for i, e in enumerate(edge)]
   edge = sum(w * e for w, e in zip(weights, edge, strict=True)) * per_cover
   factors = jnp.concatenate([parts.albedo.T, table.normal.transpose(2, 1, 0).reshape(12, -1)])
   sums = jnp.einsum("kn,nhw->khw", factors, jnp.stack(weights))
@@ -226,7 +231,8 @@ def _gather(
 
 
 def _face_coordinates(s: SimpleNamespace, x: Array, y: Array, z: Array) -> tuple[Array, ...]:
-  """Stereographic (u, v) of the point seen, in the head's frame; how far it faces the front; strands of hair."""
+  """Stereographic (u, v) of the point seen, in the head's frame; how far it faces the front;
+  strands of hair."""
   q = local_point(s, "head", x, y, z)
   n = (q[0] / s.radius_x, q[1] / (FACE_HEIGHT * s.face_height), q[2] / s.radius_z)
   length = jnp.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-6)
@@ -257,7 +263,8 @@ def _surface(
   y: Array,
   step: float,
 ) -> Surface:
-  """Puts the painted face, strands of hair, the head's shadow and the pattern of the clothes on the solids."""
+  """Puts the painted face, strands of hair, the head's shadow and the pattern of the clothes on
+  the solids."""
   front, strands = at[2:]
   skin, hair, flesh, torso = b.material
   on_face = flesh * front
@@ -265,7 +272,7 @@ def _surface(
   cast_shadow = torso * ramp(-0.95, -0.5, y - s.torso_at[1]) * (0.25 + 0.2 * skin)
   pattern, accent = clothes_pattern(s, x, y, b.z, step)
   albedo = mix3(albedo, accent, torso * (1.0 - skin) * pattern)
-  light = (1.0 + 0.09 * hair * strands) * (1.0 - cast_shadow)
+  light = (1.0 + (0.09 + 0.07 * s.look_clay) * hair * strands) * (1.0 - cast_shadow)
   return Surface(b.normal, tuple(c * light for c in albedo), face[3] * on_face, skin, hair, b.edge)
 
 

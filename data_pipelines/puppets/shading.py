@@ -1,7 +1,8 @@
-"""Light, line and paper: turns the nearest surface of each pixel into a colour, in any of the styles.
+"""Light, line and paper: turns the nearest surface of each pixel into a colour, in any of the
+styles.
 
-A style is a point in a space of looks (cel light, ink, specular, rim, paper, clay ...), so one compiled function
-draws them all.
+A style is a point in a space of looks (cel light, ink, specular, rim, paper, clay ...), so one
+compiled function draws them all.
 """
 
 from types import SimpleNamespace
@@ -47,8 +48,9 @@ def background(x: Array, y: Array, s: SimpleNamespace) -> Vector:
   vignette = 1.06 - 0.3 * r2
   photo = tuple(c * vignette for c in base)
   band = ramp(0.46, 0.54, _triangle(0.9 * (x + 0.6 * y) + 0.1))
-  flat = tuple(mix(0.35 + 0.65 * c, 0.12 + 0.85 * c, band) for c in base)
-  glow = tuple(0.16 + c * (0.25 + 0.5 * height) + 0.2 * jnp.maximum(1.0 - 0.8 * r2, 0.0) for c in base)
+  flat = tuple(mix(0.5 + 0.55 * c, 0.3 + 0.72 * c, band) for c in base)
+  lamp = 0.16 + 0.2 * jnp.maximum(1.0 - 0.8 * r2, 0.0)
+  glow = tuple(lamp + c * (0.25 + 0.5 * height) for c in base)
   plain = tuple(0.78 * c + 0.2 * (1.0 - 0.3 * (1.0 - height)) for c in base)
   colour = mix3(plain, photo, s.look_vignette)
   colour = mix3(colour, flat, s.look_bands)
@@ -60,7 +62,7 @@ def background(x: Array, y: Array, s: SimpleNamespace) -> Vector:
 def shade(surface: Surface, x: Array, y: Array, s: SimpleNamespace) -> Vector:
   """The colour of a surface in the light of its style: RGB."""
   n, unlit = surface.normal, surface.unlit
-  bumps = 0.11 * s.look_clay
+  bumps = 0.17 * s.look_clay
   n = (
     n[0] + bumps * (_triangle(2.3 * x + 1.1 * y) - _triangle(3.7 * y - 0.9 * x)),
     n[1] + bumps * (_triangle(2.9 * y + 0.7 * x) - _triangle(1.9 * x)),
@@ -68,10 +70,10 @@ def shade(surface: Surface, x: Array, y: Array, s: SimpleNamespace) -> Vector:
   )
   half = 0.5 + 0.5 * _dot(n, KEY)
   fill = jnp.maximum(_dot(n, FILL), 0.0)
-  soft_light = 0.4 + 0.62 * half * half + 0.1 * fill
+  soft_light = 0.4 + 0.56 * half * half + 0.09 * fill
   cel = 0.7 + 0.32 * ramp(0.5, 0.55, half)
   light = mix(soft_light, cel, s.look_cel)
-  light = mix(light, 1.0, unlit)
+  light = mix(light, 1.0, jnp.maximum(unlit, 0.55 * s.look_paper))
   cool = 1.0 - jnp.clip(half, 0.0, 1.0)
   # Shadows lean to blue, lit parts to warm; skin lets red through where light fades.
   glow = s.look_subsurface * surface.skin * 4.0 * half * (1.0 - half) * (1.0 - unlit)
@@ -80,18 +82,23 @@ def shade(surface: Surface, x: Array, y: Array, s: SimpleNamespace) -> Vector:
     light * (1.0 - 0.05 * cool) + 0.012 * glow,
     light * (0.97 + 0.07 * cool),
   )
-  colour = tuple(a * t for a, t in zip(surface.albedo, tint, strict=True))
+  # Clay is dyed: every colour leans to that of the earth.
+  earth = 0.4 * s.look_clay * (1.0 - unlit)
+  dyed = mix3(surface.albedo, (0.72, 0.47, 0.34), earth)
+  colour = tuple(a * t for a, t in zip(dyed, tint, strict=True))
 
   sharp = jnp.maximum(_dot(n, HALF), 0.0)
   sharp = jnp.square(jnp.square(jnp.square(jnp.square(sharp))))
-  sharp = sharp * (0.4 + 0.6 * sharp)
-  shine = s.look_specular * sharp * (0.45 + 0.35 * surface.hair) * (1.0 - 0.5 * unlit)
+  sharp = sharp * sharp
+  shine = (
+    s.look_specular * sharp * (0.6 - 0.25 * surface.skin + 0.2 * surface.hair) * (1.0 - 0.5 * unlit)
+  )
   # Cel hair carries one bright band instead of a highlight.
   ring = ramp(0.3, 0.36, n[1]) * (1.0 - ramp(0.46, 0.52, n[1])) * ramp(0.45, 0.7, n[2])
   shine = shine + 0.22 * s.look_cel * (1.0 - s.look_paper) * surface.hair * ring
   away = 1.0 - jnp.maximum(n[2], 0.0)
   rim = s.look_rim * away * away * jnp.maximum(0.35 + 0.65 * n[0] + 0.35 * n[1], 0.0)
-  colour = (colour[0] + shine + 0.45 * rim, colour[1] + shine + 0.55 * rim, colour[2] + shine + 0.65 * rim)
+  colour = tuple(c + shine + k * rim for c, k in zip(colour, (0.4, 0.5, 0.6), strict=True))
 
   grey = _dot(colour, (0.3, 0.59, 0.11))
   colour = tuple(grey + s.look_saturation * (c - grey) for c in colour)
@@ -104,8 +111,8 @@ def shade(surface: Surface, x: Array, y: Array, s: SimpleNamespace) -> Vector:
 def _drawn(colour: Vector, grey: Array, light: Array, x: Array, y: Array) -> Vector:
   """Pencil on paper: lifted tones, hatched where it is dark."""
   dark = jnp.clip(1.0 - grey, 0.0, 1.0)
-  stroke = _triangle(7.0 * (x + y)) - 0.5
-  cross = _triangle(6.0 * (x - 0.7 * y)) - 0.5
-  shadow = jnp.clip(1.15 - light, 0.0, 1.0)
-  hatch = stroke * (0.1 + 0.3 * shadow) * dark + cross * 0.35 * jnp.maximum(dark - 0.55, 0.0)
-  return tuple(p * (0.3 + 0.7 * c) + hatch for p, c in zip(PAPER, colour, strict=True))
+  stroke = _triangle(5.0 * (x + y)) - 0.5
+  cross = _triangle(4.5 * (x - 0.7 * y)) - 0.5
+  shadow = jnp.clip(2.0 - 2.0 * light, 0.0, 1.0)
+  hatch = stroke * (0.05 + 0.4 * shadow) * dark + cross * 0.3 * jnp.maximum(dark - 0.5, 0.0)
+  return tuple(p * (0.18 + 0.86 * c) + hatch for p, c in zip(PAPER, colour, strict=True))

@@ -19,6 +19,8 @@ _CHARACTERS = flags.DEFINE_integer("characters", 2, "How many, each of another s
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Length of the dialogue.")
 
 _LABELS = (("",), VIEWS, EXPRESSIONS)
+# What a person would bring: few pictures that between them show what the main one hides.
+_BROUGHT = {("left", 1), ("right", 1), ("happiness", 2), ("surprise", 2), ("disgust", 2), ("", 0)}
 
 
 def write_inputs(clip: Clip, folder: pathlib.Path):
@@ -28,8 +30,10 @@ def write_inputs(clip: Clip, folder: pathlib.Path):
   for picture, kind, label in zip(
     clip.references, clip.reference_kind, clip.reference_label, strict=True
   ):
-    name = f"{REFERENCE_KINDS[kind]}-{_LABELS[kind][label]}".replace(" ", "_").rstrip("-")
-    Image.fromarray(picture).save(folder / "references" / f"{name}.png")
+    label = _LABELS[kind][label]
+    if (label, int(kind)) in _BROUGHT:
+      name = f"{REFERENCE_KINDS[kind]}-{label}".rstrip("-")
+      Image.fromarray(picture).save(folder / "references" / f"{name}.png")
   _write_wav(folder / "character.wav", clip.speak_audio)
   _write_wav(folder / "partner.wav", clip.listen_audio)
   (folder / "text.txt").write_text(clip.text + "\n")
@@ -48,7 +52,7 @@ def main(argv: list[str]):
   frames = 4 * round(_SECONDS.value * 6) + 1
   styles, index = set(), 0
   while len(styles) < min(_CHARACTERS.value, len(STYLES)):
-    clip = puppet_clip(index, "heldout", kind="dialogue", frames=frames)
+    clip = puppet_clip(index, "heldout", kind="dialogue", frames=frames, all_references=True)
     index += 1
     if clip.style not in styles and len(set(clip.state)) == 3:
       styles.add(clip.style)

@@ -1,4 +1,4 @@
-"""Flow matching on latents: x_t = (1 - t) x0 + t noise, velocity v = noise - x0, t in [0, 1], 0 is clean."""
+"""Flow matching on latents: x_t = (1 - t) x0 + t noise, v = noise - x0; t in [0, 1], 0 is clean."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ def shift_timestep(t: Array, shift: float) -> Array:
 def sample_timesteps(key: Array, batch: int, shift: float) -> Array:
   """Shifted timesteps fp32 [batch], uniform before the shift and spread evenly over the batch.
 
-  One uniform draw in each of `batch` equal parts of [0, 1], in random order: the same distribution as
-  independent draws, with less variance.
+  One uniform draw in each of `batch` equal parts of [0, 1], in random order: the same distribution
+  as independent draws, with less variance.
   """
   offset, order = jax.random.split(key)
   strata = (jnp.arange(batch) + jax.random.uniform(offset, (batch,))) / batch

@@ -1,4 +1,4 @@
-"""Classifier-free guidance with separate strengths for text and audio, as one batched call of three."""
+"""Classifier-free guidance with a strength for text and one for audio, as one call of three."""
 
 from collections.abc import Callable
 

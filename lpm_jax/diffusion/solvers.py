@@ -30,12 +30,14 @@ def euler(velocity: VelocityFn, noise: Array, times: np.ndarray) -> Array:
 
 
 def unipc(velocity: VelocityFn, noise: Array, times: np.ndarray) -> Array:
-  """UniPC (arXiv 2302.04867) with a predictor of order 2 and a corrector of order 3, one evaluation a step.
+  """UniPC (arXiv 2302.04867): predictor of order 2, corrector of order 3, one evaluation a step.
 
-  In half log-SNR lambda = log((1 - t) / t) the ODE of the clean prediction m is integrated exactly up to m, so
+  In half log-SNR lambda = log((1 - t) / t) the ODE of the clean prediction m is integrated exactly
+  up to m, so
     x' = (t' / t) x + (1 - t') sum_j w_j m_j,  sum_j w_j tau_j^k = int_0^h exp(tau - h) tau^k dtau,
-  with tau_j the places of known predictions: the present and the one before for the predictor, and the new
-  one too for the corrector, which needs no further evaluation. First and last prediction are of order 1.
+  with tau_j the places of known predictions: the present and the one before for the predictor, and
+  the new one too for the corrector, which needs no further evaluation. First and last prediction
+  are of order 1.
   """
   table = _unipc_table(times)
 

@@ -1,7 +1,8 @@
 """Small audio encoder: waveform -> log-mel -> tokens on the grid of latent frames.
 
-16 kHz and 24 fps have no common hop: mel windows are gathered at rounded positions, four per video frame.
-Latent frame k holds video frames 4k-3 .. 4k, as in the VAE; three silent frames stand before frame 0.
+16 kHz and 24 fps have no common hop: mel windows are gathered at rounded positions, four per video
+frame. Latent frame k holds video frames 4k-3 .. 4k, as in the VAE; three silent frames stand before
+frame 0.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ def log_mel(waveform: Array, latents: int, config: AudioConfig) -> Array:
   """Log-mel energies, about zero mean and unit scale.
 
   Args:
-    waveform: [B, S] mono 16 kHz in [-1, 1], starting at video frame 0; shorter input is padded with silence.
+    waveform: [B, S] mono 16 kHz in [-1, 1], starting at video frame 0; shorter input is padded with
+      silence.
     latents: latent frames F.
     config: bands and frame rate.
 

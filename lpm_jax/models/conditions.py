@@ -8,9 +8,10 @@ from jax import Array
 class Conditions:
   """Encoded conditions of a batch of clips.
 
-  Shapes: text [B, L, D_text]; speak, listen [B, F, A, D_audio]; references [B, R, H, W, C] clean latents on
-  the grid of the video; reference_kind, reference_label int32 [B, R] (clip.REFERENCE_KINDS, then VIEWS or
-  EXPRESSIONS; kind -1 marks an empty slot, which nothing looks at).
+  Shapes: text [B, L, D_text]; speak, listen [B, F, A, D_audio]; references [B, R, H, W, C] clean
+  latents on the grid of the video; reference_kind, reference_label int32 [B, R]
+  (clip.REFERENCE_KINDS, then VIEWS or EXPRESSIONS; kind -1 marks an empty slot, which nothing looks
+  at).
   """
 
   text: Array

@@ -14,7 +14,7 @@ from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
 
 @dataclasses.dataclass(frozen=True)
 class LPMConfig:
-  """Sizes of the whole model; the defaults are the `puppets` scale, where the encoders train along."""
+  """Sizes of the whole model; by default the `puppets` scale, where the encoders train along."""
 
   transformer: TransformerConfig = TransformerConfig()
   audio: AudioConfig = AudioConfig()
@@ -41,8 +41,8 @@ class LPM(nnx.Module):
 
     Args:
       batch: text_tokens int32 [B, L]; speak_audio, listen_audio [B, S]; references [B, R, H, W, C];
-        reference_kind, reference_label int32 [B, R]; optionally drop_text, drop_speak, drop_listen bool [B],
-        which put the learned null in place of the condition.
+        reference_kind, reference_label int32 [B, R]; optionally drop_text, drop_speak, drop_listen
+        bool [B], which put the learned null in place of the condition.
       frames: latent frames F; by default as many as batch["latents"] has.
     """
     frames = frames or batch["latents"].shape[1]

@@ -1,4 +1,4 @@
-"""Small text encoder, trained along at the `puppets` scale, and its tokenizer without a vocabulary file."""
+"""Small text encoder, trained along at the `puppets` scale; its tokenizer needs no vocabulary."""
 
 import dataclasses
 import re
@@ -17,7 +17,10 @@ _WORD = re.compile(r"[^\W_]+|[^\w\s]")
 
 
 def tokenize(text: str, length: int) -> np.ndarray:
-  """Words and punctuation hashed to 1 .. VOCABULARY - 1; int32 [length], padded with 0, cut at `length`."""
+  """Words and punctuation hashed to 1 .. VOCABULARY - 1.
+
+  Returns int32 [length], padded with 0 or cut; the hash is the same in every process.
+  """
   words = _WORD.findall(text.lower())[:length]
   tokens = np.zeros(length, np.int32)
   tokens[: len(words)] = [1 + zlib.crc32(word.encode()) % (VOCABULARY - 1) for word in words]

@@ -34,7 +34,8 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", frames and pictures per example, statistics_clips) and `loss` (edges, motion, moving, kl).
+      validation split or "", frames and pictures per example, statistics_clips) and `loss` (edges,
+      motion, moving, kl).
   """
 
   def __init__(self, config: ConfigDict):
@@ -94,7 +95,7 @@ class AutoencoderTask:
     model.latent_mean[...], model.latent_std[...] = mean, std
 
   def sample(self, model: VideoVAE, workdir: str, step: int) -> dict[str, float]:
-    """Writes validation clips beside their reconstruction; returns PSNR of all and moving pixels."""
+    """Writes validation clips beside their reconstruction; returns PSNR in dB."""
     if not self.config.data.validation:
       return {}
     source = puppet_source(self.config.data.path, self.config.data.validation)

@@ -1,6 +1,8 @@
 """Training of the Base model: flow matching on windows of encoded clips, stage by stage."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import grain
 import jax
@@ -14,6 +16,7 @@ from data_pipelines.loader import ExampleConfig, example_from_clip, mixture
 from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
+from lpm_jax.training import samples
 from lpm_jax.training.curriculum import KINDS, Stage, clip_kind, read_stages
 from lpm_jax.weights.shipped import config_from_dict
 
@@ -76,7 +79,7 @@ class BaseTask:
 
   def _example_config(self, stage: Stage) -> ExampleConfig:
     return ExampleConfig(
-      frames=self.config.data.latent_frames,
+      frames=stage.latent_frames or self.config.data.latent_frames,
       slots=self.config.data.slots,
       text_length=self.model_config.text.length,
       global_reference=stage.global_reference,
@@ -103,31 +106,43 @@ class BaseTask:
     t = flow.sample_timesteps(keys["t"], size, settings.shift)
     t = jnp.where(unknown, t[:, None], 0.0)
     noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
-    conditions = model.encode_conditions({**batch, **drops})
+    conditions = samples.encode_window(model, {**batch, **drops})
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)
     loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32))
     return loss, {}
 
   def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:
-    """Validation loss with the same noise every time; see `loss`."""
+    """Validation loss, with the same noise every time, and videos of the first validation clips.
+
+    See `samples.write_samples`; `config.evaluation.sample_clips` is the number of videos.
+    """
     if not self.config.data.validation:
       return {}
-    examples = self._examples(
-      RecordSource(self.config.data.validation), self.curriculum[-1], VALIDATION_SEED
-    )
-    size = min(self.config.batch_size, len(examples))
+    stage = dataclasses.replace(self.curriculum[-1], latent_frames=None, extension=0.0)
+    examples = self._examples(RecordSource(self.config.data.validation), stage, VALIDATION_SEED)
     graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def loss_of(state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
-      return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
-
+    size = min(self.config.batch_size, len(examples))
     losses = []
     for first in range(0, len(examples) - size + 1, size):
-      rows = [examples[i] for i in range(first, first + size)]
-      batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-      losses.append(loss_of(state, batch, jax.random.key(VALIDATION_SEED + first)))
+      batch = _stack([examples[i] for i in range(first, first + size)])
+      key = jax.random.key(VALIDATION_SEED + first)
+      losses.append(self._validation_loss(graphdef, state, batch, key))
+    clips = self.config.evaluation.sample_clips
+    if clips:
+      batch = _stack([examples[i] for i in range(min(clips, len(examples)))])
+      samples.write_samples(model, batch, workdir, step, self.config.evaluation)
     return {"validation_loss": float(np.mean(jax.device_get(losses)))}
+
+  @functools.cached_property
+  def _validation_loss(self) -> Callable[..., jax.Array]:
+    def loss_of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
+      return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
+
+    return jax.jit(loss_of, static_argnums=0)
+
+
+def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def indices_by_kind(source: RecordSource) -> dict[str, np.ndarray]:

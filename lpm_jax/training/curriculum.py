@@ -20,6 +20,7 @@ class Stage:
     mixture: weight of each clip kind (see `clip_kind`); kinds not named are left out.
     global_reference: probability that a clip carries its global reference.
     extra_references: probability that it also carries some of its body views and expressions.
+    latent_frames: of the window; None is `config.data.latent_frames`.
     extension: probability that it starts 2 to 5 latents into the clip, with 2 to 5 clean latents.
     learning_rates: (path regex, factor) pairs; the first regex found in a parameter's path counts.
   """
@@ -29,6 +30,7 @@ class Stage:
   mixture: Mapping[str, float]
   global_reference: float = 1.0
   extra_references: float = 0.0
+  latent_frames: int | None = None
   extension: float = 0.0
   learning_rates: Sequence[tuple[str, float]] = ()
 

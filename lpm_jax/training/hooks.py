@@ -123,26 +123,25 @@ class Speed:
 
   Args:
     batch_size: global examples per step.
-    flops: of one step over all devices.
   """
 
-  def __init__(self, batch_size: int, flops: float):
+  def __init__(self, batch_size: int):
     self._batch_size = batch_size
-    self._utilisation = flops / (peak_flops() * jax.device_count())
+    self._peak = peak_flops() * jax.device_count()
     self.restart(0)
 
   def restart(self, step: int):
     """Starts the clock; call it after anything that is no training (sampling, compilation)."""
     self._step, self._time = step, time.perf_counter()
 
-  def read(self, step: int) -> dict[str, float]:
-    """The three numbers, and restarts the clock."""
+  def read(self, step: int, flops: float) -> dict[str, float]:
+    """The three numbers, for steps of `flops` over all devices; restarts the clock."""
     seconds = (time.perf_counter() - self._time) / max(step - self._step, 1)
     self.restart(step)
     return {
       "step_seconds": seconds,
       "clips_per_second": self._batch_size / seconds,
-      "mfu": self._utilisation / seconds,
+      "mfu": flops / (self._peak * seconds),
     }
 
 

@@ -23,7 +23,7 @@ from lpm_jax.training import hooks
 from lpm_jax.training.checkpoints import Checkpoints, check_writable
 from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.state import TrainState, averaged_model, create_state
-from lpm_jax.training.step import make_step
+from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import Task, make_task
 
 
@@ -133,10 +133,9 @@ def _run(
     ema_decay=config.optimiser.ema,
     accumulate=config.get("accumulate", 1),
   )
-  traced = jax.jit(step_fn, donate_argnums=0).trace(state, batch)
-  compiled = traced.lower().compile()
+  compiled = CompiledStep(step_fn)
   averages = hooks.Averages()
-  speed = hooks.Speed(config.batch_size, hooks.jaxpr_flops(traced.jaxpr.jaxpr))
+  speed = hooks.Speed(config.batch_size)
   deadline = time.monotonic() + 60 * (config.get("max_minutes") or 1e9)
   sample = functools.partial(_sample, config, workdir, setup, writer)
   if begin == 0:
@@ -147,6 +146,8 @@ def _run(
   )
   with bar:
     for step in range(begin, config.steps):
+      if compiled.prepare(state, batch):
+        speed.restart(step)
       state, metrics = compiled(state, batch)
       averages.add(step, metrics)
       done = step + 1
@@ -155,7 +156,7 @@ def _run(
       last = done == config.steps or late
       if done % config.evaluation.log_every == 0 or last or done == begin + 1:
         row = averages.read()
-        writer.write_scalars(done, row | speed.read(done))
+        writer.write_scalars(done, row | speed.read(done, compiled.flops))
         bar.set_postfix(loss=f"{row['loss']:.4f}")
       data_state = batches.get_state()
       if not last:

@@ -51,8 +51,7 @@ def scale_by_stage(stages: StageFactors) -> optax.GradientTransformation:
   def factors(path: tuple) -> list[float]:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     return [
-      next((float(f) for regex, f in rules if re.search(regex, name)), 1.0)
-      for _, rules in stages
+      next((float(f) for regex, f in rules if re.search(regex, name)), 1.0) for _, rules in stages
     ]
 
   def update(updates: optax.Updates, count: jax.Array, params: optax.Params | None = None):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lpm_jax.training.hooks import jaxpr_flops
 from lpm_jax.training.state import TrainState, update_average
 from lpm_jax.training.task import Task
 
@@ -72,3 +73,30 @@ def make_step(
     return TrainState(state.step + 1, params, ema, opt_state, rest), metrics
 
   return step_fn
+
+
+class CompiledStep:
+  """A step function with its state donated, compiled once per batch shape (stages may differ).
+
+  Attributes:
+    flops: of one step over all devices, for the shape prepared last.
+  """
+
+  def __init__(self, step_fn: Callable[[TrainState, dict], tuple[TrainState, dict]]):
+    self._jitted = jax.jit(step_fn, donate_argnums=0)
+    self._ready: dict[tuple, tuple[Callable, int]] = {}
+    self.flops = 0
+
+  def prepare(self, state: TrainState, batch: dict) -> bool:
+    """Selects the program for this batch; True when it had to be compiled."""
+    shape = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
+    is_new = shape not in self._ready
+    if is_new:
+      traced = self._jitted.trace(state, batch)
+      self._ready[shape] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
+    self._run, self.flops = self._ready[shape]
+    return is_new
+
+  def __call__(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    """Runs the program prepared last."""
+    return self._run(state, batch)

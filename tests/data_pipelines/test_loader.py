@@ -119,25 +119,27 @@ def make_clip(latents: int = 8) -> EncodedClip:
   )
 
 
-def test_window_from_the_start_has_one_clean_latent_and_its_audio():
+def test_window_from_the_start_has_one_clean_latent_and_the_audio_of_the_clip():
   clip = make_clip()
   example = example_from_clip(clip, np.random.default_rng(0), ExampleConfig(5, 4, 6))
   assert example["known"] == 1
   np.testing.assert_array_equal(example["latents"], clip.latents[:5])
-  np.testing.assert_array_equal(example["speak_audio"], clip.speak_audio[: audio_samples(17)])
+  samples, heard = audio_samples(37), len(clip.speak_audio)
+  assert example["speak_audio"].shape == (samples,)
+  np.testing.assert_array_equal(example["speak_audio"][:heard], clip.speak_audio)
+  assert not example["speak_audio"][heard:].any()
   np.testing.assert_array_equal(example["state"], clip.state[:17])
   assert example["text_tokens"].shape == (6,) and example["text_tokens"].dtype == np.int32
 
 
-def test_extension_starts_within_the_clip_and_cuts_audio_at_the_same_time():
+def test_extension_starts_within_the_clip_and_says_where():
   clip, starts, clean = make_clip(12), set(), set()
   for seed in range(40):
     cut = ExampleConfig(5, 4, 6, extension=1.0)
     example = example_from_clip(clip, np.random.default_rng(seed), cut)
     start = int(example["latents"][0, 0, 0, 0])
-    first = audio_samples(4 * start)
-    expected = clip.listen_audio[first : first + audio_samples(17)]
-    np.testing.assert_array_equal(example["listen_audio"], expected)
+    assert example["start"] == start
+    np.testing.assert_array_equal(example["listen_audio"], clip.listen_audio[: audio_samples(37)])
     np.testing.assert_array_equal(example["state"], clip.state[4 * start : 4 * start + 17])
     starts.add(start)
     clean.add(int(example["known"]))

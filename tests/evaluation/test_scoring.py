@@ -44,9 +44,16 @@ def test_main_picture_gives_no_attribute_away(pairs):
     difference = np.abs(clip.video[0].astype(int) - flipped.video[0].astype(int))
     assert difference.max() <= 2
     assert (clip.video != flipped.video).any()
-    plain = suite.without_revealing(clip)
-    assert len(plain.references) == 3 and len(clip.references) == 13
-    assert plain.clip_id == clip.clip_id != flipped.clip_id
+    plain = suite.with_references(clip, suite.PLAIN_REFERENCES)
+    assert len(plain.references) == 3 and plain.clip_id == clip.clip_id != flipped.clip_id
+
+
+def test_twins_are_deterministic_and_differ_in_every_telling_reference(pairs):
+  clip, flipped = (suite.with_references(c, suite.TELLING_REFERENCES).references for c in pairs[:2])
+  assert len(clip) == 6
+  again = [suite.identity_pair(suite.IDENTITY_INDEX, suite.REVEALING[0])[1].references]
+  np.testing.assert_array_equal(again[0], pairs[1].references)
+  assert (clip != flipped).any((1, 2, 3))[1:].all()
 
 
 def test_style_and_kind_are_not_confounded():

@@ -1,0 +1,101 @@
+"""Base LPM, 17.435B parameters, 832x480 at 24 fps (LPM 1.0; learning rates and schedule are ours).
+
+Values only: sizes, shardings and optimiser of the real scale, for the same task as
+configs/puppets/base.py. Expected result: none yet, nobody has trained it.
+  lpm train --config=configs/lpm_17b/base_480p.py --workdir=gs://BUCKET/runs/base_480p
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """No presets."""
+  if arg:
+    raise ValueError(f"configs/lpm_17b/base_480p.py: found :{arg}, expected no preset")
+  c = ConfigDict()
+  c.task = "base"
+  c.export = "base"
+  c.seed = 0
+  c.steps = 60_000
+  c.batch_size = 256
+  c.accumulate = 1
+  c.max_minutes = 0.0
+  c.init = ""  # the folder with the imported Wan2.1-14B trunk
+
+  # data
+  c.data = ConfigDict()
+  c.data.path = "data/lpm_latents/train"
+  c.data.validation = "data/lpm_latents/validation"
+  c.data.latent_frames = 31  # 121 video frames, 5 s of the published 3-8 s
+  c.data.slots = 13  # 1 global, up to 4 body views, up to 8 expressions
+
+  # model: Wan2.1-14B, with audio K, V and O of 5120 x 5120 in all 40 blocks
+  c.model = ConfigDict()
+  c.model.transformer = dict(
+    width=5120,
+    heads=40,
+    layers=40,
+    hidden=13824,
+    text_width=4096,
+    audio_width=5120,
+    remat="nothing_saveable",
+    dtype="bfloat16",
+  )
+  c.model.text = dict(width=4096, heads=64, length=512)
+  c.model.audio = dict(width=5120)
+
+  # loss
+  c.loss = ConfigDict()
+  c.loss.shift = 3.0  # Wan2.1 at 480p
+  c.loss.drop_text = 0.1
+  c.loss.drop_speak = 0.1
+  c.loss.drop_listen = 0.1
+
+  # stages: the trunk is trained already, so what is new learns first and the rest follows slowly
+  trunk_slow = (("cross_attention/audio|^speak/|^listen/", 1.0), ("", 0.1))
+  balanced = dict(speak=0.35, listen=0.35, idle=0.1, dialogue=0.2)
+  c.stages = (
+    dict(
+      name="speak",
+      steps=15_000,
+      mixture=dict(speak=0.8, idle=0.2),
+      learning_rates=trunk_slow,
+    ),
+    dict(name="listen", steps=15_000, mixture=balanced, learning_rates=trunk_slow),
+    dict(name="identity", steps=20_000, mixture=balanced, extra_references=0.3),
+    dict(
+      name="temporal extension",
+      steps=10_000,
+      mixture=balanced,
+      extra_references=0.3,
+      extension=0.3,
+    ),
+  )
+
+  # optimiser
+  c.optimiser = ConfigDict()
+  c.optimiser.learning_rate = 5e-5
+  c.optimiser.final_learning_rate = 1e-6
+  c.optimiser.warmup = 1_000
+  c.optimiser.b1 = 0.9
+  c.optimiser.b2 = 0.99
+  c.optimiser.eps = 1e-8
+  c.optimiser.weight_decay = 0.01
+  c.optimiser.clip_norm = 1.0
+  c.optimiser.ema = 0.9999
+
+  # sharding: parameters, moments and average over fsdp; heads and inner widths over tensor
+  c.sharding = ConfigDict()
+  c.sharding.mesh = dict(data=-1, fsdp=64, tensor=1)
+  c.sharding.rules = dict(embed="fsdp", mlp="tensor", heads="tensor", audio="tensor")
+
+  # checkpoint
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 500
+  c.checkpoint.keep = 3
+
+  # evaluation
+  c.evaluation = ConfigDict()
+  c.evaluation.log_every = 20
+  c.evaluation.sample_every = 2_000
+  return c
