@@ -68,6 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
       steps=10_000,
       mixture=balanced,
       extra_references=0.3,
+      latent_frames=26,  # so that a window can start 5 latents into the shortest clip
       extension=0.3,
     ),
   )
@@ -98,4 +99,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict()
   c.evaluation.log_every = 20
   c.evaluation.sample_every = 2_000
+  c.evaluation.sample_clips = 0  # the validation loss alone; videos come from `lpm generate`
   return c

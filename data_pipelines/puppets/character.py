@@ -142,8 +142,7 @@ def attributes(c: Character) -> dict[str, int]:
 
 
 def visible_attributes(pose: np.ndarray) -> dict[str, np.ndarray]:
-  """In which frames of pose [T, 14] each hidden attribute can be seen on a character that has it:
-  bool [T].
+  """Frames of pose [T, 14] in which each hidden attribute shows on a character with it: bool [T].
 
   The renderer keeps every one of them away from a neutral, frontal picture with a closed mouth.
   """

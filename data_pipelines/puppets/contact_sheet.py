@@ -1,7 +1,6 @@
-"""Draws the contact sheets of the README: every style in several poses, and what a model sees at
-64 pixels.
+"""Draws the contact sheets of the README: every style in several poses, large and at 64 pixels.
 
-  python -m data_pipelines.puppets.contact_sheet
+python -m data_pipelines.puppets.contact_sheet
 """
 
 import pathlib
@@ -32,8 +31,7 @@ COLUMNS: dict[str, dict[str, float]] = {
 
 
 def sheet(characters: list[Character], size: int, supersample: int) -> np.ndarray:
-  """A grid uint8 [rows * size, columns * size, 3]: a row per character, a column per entry of
-  COLUMNS."""
+  """A grid uint8 [rows * size, columns * size, 3]: a character a row, a pose a column."""
   pose = np.concatenate([make_pose(1, **fields) for fields in COLUMNS.values()])
   rows = [render(character_params(c), pose, size, supersample) for c in characters]
   return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

@@ -1,5 +1,4 @@
-"""The painted face: eyes, brows, mouth, teeth and marks as shapes on the sphere of directions of
-the head.
+"""The painted face: eyes, brows, mouth, teeth and marks, drawn on the head's sphere of directions.
 
 Coordinates (u, v) are the stereographic image of the direction from the head's centre (u to the
 image right when frontal, v up, in world units at the middle of the face), so profiles need no
@@ -52,8 +51,7 @@ class Mouth(NamedTuple):
 
 
 def decals(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
-  """Everything drawn on the skin, from bottom to top. `soft` is the width of an edge in world
-  units."""
+  """Everything drawn on the skin, bottom first; `soft` is the width of an edge in world units."""
   return [
     *_marks(u, v, s, soft),
     *_eyes(u, v, s, soft),
@@ -172,7 +170,7 @@ def _brows(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
 
 def _lips(u: Array, v: Array, s: SimpleNamespace) -> Mouth:
   pursed = jnp.maximum(-s.mouth_width, 0.0)
-  half = 1.0 + 0.3 * s.mouth_width - 0.12 * pursed + 0.2 * s.smile_up
+  half = 1.0 + 0.36 * s.mouth_width - 0.12 * pursed + 0.2 * s.smile_up
   half = 0.205 * s.mouth_size * half
   height = 0.32 * s.opening * s.mouth_size
   y = v - MOUTH_Y - 0.025 * s.nose_wrinkle
@@ -212,7 +210,7 @@ def _mouth(u: Array, v: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
 def _teeth(u: Array, m: Mouth, opening: Array, s: SimpleNamespace, soft: float) -> list[Decal]:
   """Upper teeth hang from the skull, lower ones go with the jaw."""
   yellow = s.tooth_colour
-  enamel = (mix(1.0, 0.88, yellow), mix(1.0, 0.75, yellow), mix(0.97, 0.32, yellow))
+  enamel = (mix(1.0, 0.86, yellow), mix(1.0, 0.77, yellow), mix(0.97, 0.42, yellow))
   side = jnp.abs(u)
   gap = 0.023 * s.tooth_gap
   edge = -0.048 + (0.04 + 0.05 * s.smile_up) * jnp.square(u / 0.2)
@@ -227,6 +225,6 @@ def _teeth(u: Array, m: Mouth, opening: Array, s: SimpleNamespace, soft: float) 
     Decal(lower * ramp(0.5, 0.8, s.opening), tuple(0.86 * c for c in enamel), 0.5),
     Decal(row, enamel, 0.65),
     Decal(0.3 * _fill(0.004 - join, soft) * row, (0.4, 0.25, 0.2), 0.5),
-    Decal(row * gold * s.gold_tooth, (1.0, 0.55, 0.0), 0.65),
+    Decal(row * gold * s.gold_tooth, (1.0, 0.5, 0.0), 0.65),
     Decal(row * _fill(gap - side, soft) * s.tooth_gap, (0.2, 0.02, 0.05), 0.5),
   ]

@@ -42,8 +42,7 @@ PART = {name: i for i, name in enumerate(PARTS)}
 
 
 class Solid(NamedTuple):
-  """An ellipsoid and its material; `shown` scales its coverage, `softness` is a depth (see
-  blend_by_depth)."""
+  """An ellipsoid and its colour; `shown` scales its coverage, `softness` see `geometry.draw`."""
 
   centre: Vector
   radii: Vector
@@ -63,8 +62,7 @@ class Figure(NamedTuple):
 
 
 def frame_state(p: SimpleNamespace, pose: SimpleNamespace) -> dict[str, Array]:
-  """What a frame needs beside parameters and pose: sizes, frames of head and torso, openings,
-  fades."""
+  """What a frame needs beside parameters and pose: sizes, axes, openings, fades."""
   smiling = ramp(0.35, 0.8, pose.smile) * 0.24
   torso_yaw = pose.yaw * (0.25 + 0.75 * ramp(0.6, 1.3, jnp.abs(pose.yaw)))
   head = rotation(pose.yaw, pose.pitch, pose.roll)
@@ -116,8 +114,7 @@ def hairline(u: Array, s: SimpleNamespace) -> Array:
 
 
 def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array]) -> dict[str, Array]:
-  """Signed distance [S, S] inside the holes of the solids that have some, by name; `depths` as
-  cast."""
+  """Signed distance [S, S] inside the holes of solids that have some; `depths` as cast."""
 
   def at(name: str) -> Vector:
     return local_point(s, "head", x, y, depths[PART[name]])
@@ -209,9 +206,9 @@ def _hair(s: SimpleNamespace) -> dict[str, Solid]:
   def shaded(k: float) -> Vector:
     return tuple(k * c for c in hair)
 
-  inner = (s.radius_x + 0.65 * grow, s.radius_y + 0.85 * grow, 0.46)
+  inner = (s.radius_x + 0.85 * grow, s.radius_y + 0.88 * grow, 0.4)
   solids = {
-    "inner hair": Solid((0.0, SKULL_Y - 0.02, -0.12), inner, shaded(0.72)),
+    "inner hair": Solid((0.0, SKULL_Y - 0.02, -0.04), inner, shaded(0.72)),
     "back hair": Solid(
       (0.0, mix(-0.2, -0.5, long), -0.22),
       (s.radius_x + mix(-0.03, 0.08, long), mix(0.34, 0.6, long), 0.36 + 0.5 * s.hair_volume),
@@ -264,7 +261,7 @@ def _ring_centre(s: SimpleNamespace, side: float) -> Vector:
 
 
 def _ear_x(s: SimpleNamespace) -> Array:
-  return s.radius_x + 0.02 + 0.5 * s.hair_volume
+  return s.radius_x + 0.02 + 0.85 * s.hair_volume
 
 
 def _colours(s: SimpleNamespace, *names: str) -> tuple[Vector, ...]:

@@ -77,8 +77,7 @@ def quadrics(centre: Array, radii: Array, rotations: Array, origins: Array) -> Q
 
 
 def cast(table: Quadrics, x: Array, y: Array) -> tuple[list[Array], list[Array]]:
-  """Depth of each front surface and signed distance inside each silhouette: two lists of N arrays
-  [S, S].
+  """Depth of each front surface and distance inside each silhouette: N arrays [S, S] of both.
 
   Outside a silhouette the depth continues with that of the chord's middle, so it has no jumps.
   """
@@ -118,8 +117,7 @@ def draw(
 
 
 def peel(left: Array, parts: Sequence[Array]) -> tuple[Array, list[Array]]:
-  """From the last surface drawn to the first: what is `left` for those below, and what each one
-  keeps."""
+  """From the last surface drawn to the first: what each keeps, and what is `left` below."""
   kept = []
   for part in reversed(parts):
     kept.append(left * part)

@@ -132,8 +132,7 @@ class _Buffers(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _render_chunk(params: Array, pose: Array, size: int, supersample: int) -> Array:
-  """Each stage loops over the frames: its results are stored once instead of being computed for
-  every use."""
+  """Each stage loops over the frames, so its results are stored, not computed for every use."""
   p = SimpleNamespace(**dict(zip(PARAM_FIELDS, params, strict=True)))
   samples = size * supersample
   step = 2.0 / samples
@@ -231,8 +230,7 @@ def _gather(
 
 
 def _face_coordinates(s: SimpleNamespace, x: Array, y: Array, z: Array) -> tuple[Array, ...]:
-  """Stereographic (u, v) of the point seen, in the head's frame; how far it faces the front;
-  strands of hair."""
+  """Where the point seen lies on the head: (u, v) of the face, frontness, strands of hair."""
   q = local_point(s, "head", x, y, z)
   n = (q[0] / s.radius_x, q[1] / (FACE_HEIGHT * s.face_height), q[2] / s.radius_z)
   length = jnp.sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2] + 1e-6)
@@ -263,8 +261,7 @@ def _surface(
   y: Array,
   step: float,
 ) -> Surface:
-  """Puts the painted face, strands of hair, the head's shadow and the pattern of the clothes on
-  the solids."""
+  """Puts face, strands, the shadow of the head and the pattern of the clothes on the solids."""
   front, strands = at[2:]
   skin, hair, flesh, torso = b.material
   on_face = flesh * front

@@ -1,5 +1,4 @@
-"""Light, line and paper: turns the nearest surface of each pixel into a colour, in any of the
-styles.
+"""Light, line and paper: from the nearest surface of each sample to a colour, in any style.
 
 A style is a point in a space of looks (cel light, ink, specular, rim, paper, clay ...), so one
 compiled function draws them all.

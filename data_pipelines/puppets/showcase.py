@@ -32,7 +32,7 @@ def write_inputs(clip: Clip, folder: pathlib.Path):
   ):
     label = _LABELS[kind][label]
     if (label, int(kind)) in _BROUGHT:
-      name = f"{REFERENCE_KINDS[kind]}-{label}".rstrip("-")
+      name = f"{REFERENCE_KINDS[kind]}-{label}".replace(" ", "_").rstrip("-")
       Image.fromarray(picture).save(folder / "references" / f"{name}.png")
   _write_wav(folder / "character.wav", clip.speak_audio)
   _write_wav(folder / "partner.wav", clip.listen_audio)

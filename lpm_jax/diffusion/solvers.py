@@ -82,7 +82,7 @@ def _unipc_table(times: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _weights(start: float, nodes: np.ndarray, end: float) -> np.ndarray:
-  """Weights of predictions at `nodes` that integrate exp(lambda - end) over start .. end exactly."""
+  """Weights of predictions at `nodes`: exact integral of exp(lambda - end) over start .. end."""
   h, tau = end - start, nodes - start
   moments = [-np.expm1(-h)]
   for k in range(1, len(nodes)):

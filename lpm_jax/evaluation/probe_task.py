@@ -234,6 +234,6 @@ def own_error(probe: Probe, characters: int = 40) -> dict[str, dict]:
       1,
     )
     seen = data["visible"].astype(bool)
-    accuracy = {name: float(right[seen[:, a], a].mean()) for a, name in enumerate(HIDDEN)}
+    accuracy = {name: metrics.mean(right[seen[:, a], a]) for a, name in enumerate(HIDDEN)}
     report[style] = {"pose": fields, "attributes": accuracy}
   return report

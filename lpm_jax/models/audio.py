@@ -73,9 +73,7 @@ class ConvLayer(nnx.Module):
 
   def __init__(self, width: int, kernel: int, dilation: int, *, rngs: nnx.Rngs):
     self.norm = LayerNorm(width)
-    self.taps = Linear(
-      kernel * width, width, axes=(None, "audio"), dtype=jnp.float32, rngs=rngs
-    )
+    self.taps = Linear(kernel * width, width, axes=(None, "audio"), dtype=jnp.float32, rngs=rngs)
     self.kernel, self.dilation = kernel, dilation
 
   def __call__(self, x: Array) -> Array:
@@ -106,9 +104,7 @@ class AudioEncoder(nnx.Module):
       [ConvLayer(config.width, config.kernel, d, rngs=rngs) for d in config.dilations]
     )
     self.norm = LayerNorm(config.width)
-    self.null = parameter(
-      nnx.initializers.normal(0.02)(rngs.params(), (config.width,)), ("audio",)
-    )
+    self.null = parameter(nnx.initializers.normal(0.02)(rngs.params(), (config.width,)), ("audio",))
 
   def __call__(self, waveform: Array, latents: int) -> Array:
     x = self.project(log_mel(waveform, latents, self.config))

@@ -2,8 +2,8 @@
 
 LPM 1.0 appends the tokens of all references after the video tokens and tells them apart only by
 rotary offsets, RoPE(t + o_kind + s_label, h, w), with no new parameters. The offsets are not
-published: ours keep the three kinds apart from each other, from clips (8 s are 49 latent frames) and
-from the streaming window.
+published: ours keep the three kinds apart from each other, from clips (8 s are 49 latent frames)
+and from the streaming window.
 """
 
 import dataclasses

@@ -45,7 +45,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * gamma over the last axis, statistics in fp32 (Wan2.1: q, k over the full width)."""
+  """x / rms(x) * gamma over the last axis, fp32 statistics (Wan2.1: q, k over the full width)."""
 
   def __init__(self, width: int, *, epsilon: float = 1e-6):
     self.scale = parameter(jnp.ones(width), ("embed",))

@@ -69,9 +69,7 @@ class TextEncoder(nnx.Module):
     self.position = parameter(normal(rngs.params(), (config.length, config.width)), (None, "embed"))
     self.layers = nnx.List([TextLayer(config, rngs=rngs) for _ in range(config.layers)])
     self.norm = LayerNorm(config.width)
-    self.null = parameter(
-      nnx.initializers.normal(0.02)(rngs.params(), (config.width,)), ("embed",)
-    )
+    self.null = parameter(nnx.initializers.normal(0.02)(rngs.params(), (config.width,)), ("embed",))
 
   def __call__(self, tokens: Array) -> Array:
     if tokens.shape[1] > self.position.shape[0]:

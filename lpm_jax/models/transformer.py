@@ -1,8 +1,9 @@
 """The video diffusion transformer of LPM 1.0: one class for Base, Backbone and Refiner.
 
-Trunk: Wan2.1 without its CLIP branch and its channel-concatenated image. New: in every block one audio branch,
-parallel to text and sharing its query; even blocks hear the character's own speech through a narrow window,
-odd blocks the partner's through a wide one. References are tokens after the video, at timestep 0.
+Trunk: Wan2.1 without its CLIP branch and its channel-concatenated image. New: in every block one
+audio branch, parallel to text and sharing its query; even blocks hear the character's own speech
+through a narrow window, odd blocks the partner's through a wide one. References are tokens after
+the video, at timestep 0.
 """
 
 import dataclasses
@@ -10,11 +11,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
@@ -47,8 +46,8 @@ class TransformerConfig:
     speak_window: latent frames before and after that a speak block hears.
     listen_window: the same for a listen block; 12 latent frames are 2 s.
     offsets: temporal indices of references.
-    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the name of a
-      policy in jax.checkpoint_policies.
+    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
+      name of a policy in jax.checkpoint_policies.
     dtype: of the computation; parameters are fp32.
   """
 
@@ -111,9 +110,10 @@ class SelfAttention(nnx.Module):
 class TextAudioAttention(nnx.Module):
   """Text and audio cross-attention in parallel: shared query, separate K, V and O, outputs summed.
 
-  Only video tokens ask: a reference has no time to hear at and no action to follow. Queries and audio keys are
-  turned by time, one step an audio token, so that a frame tells now from just before. The audio values start
-  at zero and the audio output has no bias: until it is trained the audio branch adds nothing.
+  Only video tokens ask: a reference has no time to hear at and no action to follow. Queries and
+  audio keys are turned by time, one step an audio token, so that a frame tells now from just
+  before. The audio values start at zero and the audio output has no bias: until it is trained the
+  audio branch adds nothing.
   """
 
   def __init__(
@@ -144,15 +144,15 @@ class TextAudioAttention(nnx.Module):
 
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = np.repeat(np.arange(frames) * per_frame, tokens)
-    key_time = np.arange(frames * per_frame) - per_frame + 1
+    query_time = jnp.repeat(jnp.arange(frames) * per_frame, tokens)
+    key_time = jnp.arange(frames * per_frame) - per_frame + 1
     head = query.shape[-1]
-    mask = np.repeat(window_mask(frames, per_frame, *self.window), tokens, axis=0)
+    mask = jnp.repeat(window_mask(frames, per_frame, *self.window), tokens, axis=0)
     heard = attend(
       rotary.rotate(query, rotary.angles(query_time, head)[None]),
       rotary.rotate(audio_key, rotary.angles(key_time, head)[None]),
       _heads(self.audio_value(audio), self.heads),
-      mask=jnp.asarray(mask)[None, None],
+      mask=mask[None, None],
     )
     out = self.text_out(_join(seen)) + self.audio_out(_join(heard))
     return rearrange(out, "b (f n) d -> b f n d", f=frames)
@@ -326,9 +326,7 @@ def _modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 def _patchify(grids: Array, patch: tuple[int, int]) -> Array:
-  return rearrange(
-    grids, "b g (r p) (c q) d -> b g (r c) (p q d)", p=patch[0], q=patch[1]
-  )
+  return rearrange(grids, "b g (r p) (c q) d -> b g (r c) (p q d)", p=patch[0], q=patch[1])
 
 
 def _slots(conditions: Conditions) -> tuple[int, int]:

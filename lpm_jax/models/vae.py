@@ -25,6 +25,10 @@ from lpm_jax.models.vae_layers import (
 )
 
 
+# A posterior this narrow lets the decoder see the picture from the first step of training.
+_FIRST_LOG_VARIANCE = -5.0
+
+
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
   """Size of a `VideoVAE`; the defaults are Wan2.1's.
@@ -122,6 +126,8 @@ class VideoVAE(nnx.Module):
     channels = config.latent_channels
     self.encoder = Encoder(config, rngs=rngs)
     self.quant = PointConv(2 * channels, 2 * channels, rngs=rngs)
+    start = jnp.where(jnp.arange(2 * channels) < channels, 0.0, _FIRST_LOG_VARIANCE)
+    self.quant.bias[...] = start
     self.post_quant = PointConv(channels, channels, rngs=rngs)
     self.decoder = Decoder(config, rngs=rngs)
     self.latent_mean = LatentStatistic(jnp.zeros(channels))

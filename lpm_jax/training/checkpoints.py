@@ -155,9 +155,10 @@ class Checkpoints:
       jax.experimental.multihost_utils.sync_global_devices(f"set aside {step}")
     self.manager.reload()
 
-  def wait(self):
-    """Until what was started is on disk."""
+  def newest(self) -> int | None:
+    """Step of the newest checkpoint, once it is on disk; None when there is none."""
     self.manager.wait_until_finished()
+    return self.manager.latest_step()
 
   def close(self):
     """Waits, then lets go of the background threads."""

@@ -12,6 +12,7 @@ import optax
 from absl import logging
 from clu import parameter_overview
 from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -98,6 +99,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
   writer = hooks.MetricWriter(workdir)
   try:
     state = _run(config, workdir, setup, checkpoints, writer)
+  except hooks.NotFiniteError as error:
+    raise hooks.NotFiniteError(
+      f"{error}; newest checkpoint: step {checkpoints.newest()}"
+    ) from error
   finally:
     checkpoints.close()
     writer.close()
@@ -142,7 +147,11 @@ def _run(
     sample(state, 0)
   speed.restart(begin)
   bar = tqdm(
-    total=config.steps, initial=begin, desc=f"train {config.task.rpartition('.')[2]}", unit="step"
+    total=config.steps,
+    initial=begin,
+    desc=f"train {config.task.rpartition('.')[2]}",
+    unit="step",
+    disable=jax.process_index() > 0,
   )
   with bar:
     for step in range(begin, config.steps):
@@ -197,6 +206,8 @@ def export(config: ConfigDict, workdir: str | os.PathLike, setup: Setup, state: 
   """Finishes the averaged model and writes workdir/weights/EXPORT.safetensors (process 0)."""
   from lpm_jax.weights import shipped
 
+  if jax.process_count() > 1:
+    state = dataclasses.replace(state, ema=process_allgather(state.ema, tiled=True))
   model = averaged_model(setup.graphdef, state)
   if hasattr(setup.task, "finish"):
     setup.task.finish(model)

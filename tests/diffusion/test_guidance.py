@@ -60,7 +60,8 @@ def test_text_and_audio_are_strengthened_apart(text, audio, expected):
 def test_guidance_is_one_call_and_none_is_a_single_batch():
   for strength, batch in ((1.0, 2), (2.0, 6)):
     model = Echo()
-    guided_velocity(model, make_conditions(), strength, strength)(jnp.zeros(SHAPE), jnp.ones((2, 3)))
+    velocity = guided_velocity(model, make_conditions(), strength, strength)
+    velocity(jnp.zeros(SHAPE), jnp.ones((2, 3)))
     assert model.calls == [(batch, *SHAPE[1:])]
 
 

@@ -18,7 +18,7 @@ def gaussian_velocity(x, t):
 
 
 def solve(solver, steps):
-  """Largest error at t = END: the step from there to 0 is of order 1 in both solvers, as in Wan2.1."""
+  """Largest error at t = END: the step from there to 0 is of order 1 in both, as in Wan2.1."""
   noise = np.linspace(-2, 2, 9, dtype=np.float32)
   times = np.linspace(1.0, END, steps + 1)
   found = solvers.SOLVERS[solver](gaussian_velocity, jnp.asarray(noise), times)

@@ -63,7 +63,8 @@ def test_text_both_tracks_and_references_train_their_encoders():
     velocity = model(batch["latents"], jnp.full((BATCH, FRAMES), 0.5), conditions)
     return jnp.square(velocity).sum()
 
-  gradients, references = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, make_batch()["references"])
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+  gradients, references = gradient(params, make_batch()["references"])
   size = {
     "/".join(map(str, path)): float(np.abs(leaf[...]).max())
     for path, leaf in nnx.to_flat_state(gradients)

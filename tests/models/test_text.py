@@ -36,9 +36,8 @@ def test_padding_changes_no_token_and_comes_out_as_zeros():
 
 def test_word_order_matters():
   encoder = make_encoder()
-  first, second = (
-    encoder(jnp.asarray(tokenize(text, 6))[None]) for text in ("smiles then nods", "nods then smiles")
-  )
+  texts = ("smiles then nods", "nods then smiles")
+  first, second = (encoder(jnp.asarray(tokenize(text, 6))[None]) for text in texts)
   assert np.abs(first.sum(axis=1) - second.sum(axis=1)).max() > 1e-3
 
 

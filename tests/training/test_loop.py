@@ -14,6 +14,7 @@ import pytest
 
 from lpm_jax.training import hooks, loop
 from lpm_jax.training.checkpoints import CheckpointError
+from lpm_jax.training.step import CompiledStep
 from tests.training.child import result_of
 from tests.training.toy import toy_config
 
@@ -93,7 +94,9 @@ def test_eight_devices_equal_one(tmp_path: pathlib.Path):
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: pathlib.Path):
-  with pytest.raises(hooks.NotFiniteError, match="step 24: loss is nan"):
+  with pytest.raises(
+    hooks.NotFiniteError, match="step 24: loss is nan; newest checkpoint: step 20"
+  ):
     loop.train(toy_config(poison=24), str(tmp_path))
   steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
   assert steps == [10, 20]
@@ -140,6 +143,17 @@ def test_max_minutes_stops_with_a_checkpoint_and_no_export(tmp_path: pathlib.Pat
   assert int(state.step) == 1
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
   assert not (tmp_path / "weights").exists()
+
+
+def test_each_batch_shape_is_compiled_once():
+  compiled = CompiledStep(lambda state, batch: (state + (batch["x"] @ batch["x"].T).sum(), {}))
+  state, flops = np.float32(0), []
+  for size in (2, 4, 2):
+    batch = {"x": np.ones((size, 3), np.float32)}
+    flops.append((compiled.prepare(state, batch), compiled.flops))
+    state, _ = compiled(state, batch)
+  assert flops == [(True, 2 * 3 * 4), (True, 2 * 3 * 16), (False, 2 * 3 * 4)]
+  assert float(state) == 3 * (4 + 16 + 4)
 
 
 def test_flops_of_a_scan_count_every_turn():

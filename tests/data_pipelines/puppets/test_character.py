@@ -52,14 +52,14 @@ def test_params_are_finite_float32_in_field_order():
 
 
 def test_hidden_attributes_are_balanced_and_independent():
-  table = np.array([[attributes(sample_character(i))[k] for k in HIDDEN] for i in range(1500)])
-  assert np.abs(table.mean(0) - 0.5).max() < 0.05
+  table = np.array([[attributes(sample_character(i))[k] for k in HIDDEN] for i in range(600)])
+  assert np.abs(table.mean(0) - 0.5).max() < 0.07
   correlation = np.corrcoef(table.T) - np.eye(len(HIDDEN))
-  assert np.abs(correlation).max() < 0.09
+  assert np.abs(correlation).max() < 0.16
 
 
 def test_hidden_attributes_do_not_follow_from_visible_ones():
-  characters = [sample_character(i) for i in range(1500)]
+  characters = [sample_character(i) for i in range(600)]
   hidden = np.array([[attributes(c)[k] for k in HIDDEN] for c in characters])
   visible = np.array(
     [character_params(c)[: PARAM_FIELDS.index("tooth_colour")] for c in characters]
@@ -68,7 +68,7 @@ def test_hidden_attributes_do_not_follow_from_visible_ones():
   columns = np.concatenate([visible, style], axis=1)
   columns = (columns - columns.mean(0)) / (columns.std(0) + 1e-6)
   centred = (hidden - hidden.mean(0)) / hidden.std(0)
-  assert np.abs(columns.T @ centred / len(characters)).max() < 0.12
+  assert np.abs(columns.T @ centred / len(characters)).max() < 0.18
 
 
 def test_nothing_hidden_shows_in_the_main_picture():
