@@ -1,7 +1,8 @@
 """The Clip record: the one contract between data and everything else.
 
-A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels. Both
-check themselves on construction and name the field that is wrong, the clip and, where known, its file.
+A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels.
+Both check themselves on construction and name the field that is wrong, the clip and, where known,
+its file.
 """
 
 import dataclasses
@@ -46,11 +47,12 @@ def latent_frames(frames: int) -> int:
 class Clip:
   """One decoded example.
 
-  Shapes: video uint8 [T, H, W, 3]; speak_audio, listen_audio float32 [T_audio] mono 16 kHz in [-1, 1],
-  silence where the character or the partner is silent; state int8 [T] (index in STATES); references
-  uint8 [R, H_r, W_r, 3] with reference_kind and reference_label int32 [R] (index in REFERENCE_KINDS,
-  then in VIEWS or EXPRESSIONS; 0 for the global one). `truth` holds what only a renderer knows (puppets:
-  pose [T, 14], emotion [T], attributes, events); it is empty for real video.
+  Shapes: video uint8 [T, H, W, 3]; speak_audio, listen_audio float32 [T_audio] mono 16 kHz in
+  [-1, 1], silence where the character or the partner is silent; state int8 [T] (index in STATES);
+  references uint8 [R, H_r, W_r, 3] with reference_kind and reference_label int32 [R] (index in
+  REFERENCE_KINDS, then in VIEWS or EXPRESSIONS; 0 for the global one). `truth` holds what only a
+  renderer knows (puppets: pose [T, 14], emotion [T], attributes, events); it is empty for real
+  video.
   """
 
   clip_id: str
@@ -80,7 +82,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedClip:
-  """A clip whose pixels are latents: latents float32 [F, h, w, C] and references [R, h_r, w_r, C]."""
+  """A clip with latents float32 [F, h, w, C] for pixels, references [R, h_r, w_r, C] likewise."""
 
   clip_id: str
   character_id: str

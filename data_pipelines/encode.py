@@ -66,10 +66,10 @@ def _encoded(encoder: Callable, clips: Sequence[Clip], indices: range) -> Iterat
 
 
 def encode(config, workdir: str):
-  """Encodes every split of `config.splits` from the puppet dataset `config.data_dir` into `workdir`.
+  """Encodes every split of `config.splits` from the puppets in `config.data_dir` into `workdir`.
 
-  Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record, `config.clips_per_shard` clips each; process p of
-  n writes the shards p, p + n, ...
+  Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record, `config.clips_per_shard` clips each; process p
+  of n writes the shards p, p + n, ...
   """
   encoder = make_encoder(shipped.load_vae(config.weights))
   for split in config.splits:

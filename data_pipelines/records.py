@@ -1,4 +1,4 @@
-"""Clips in ArrayRecord files, one safetensors payload a clip; ArrayRecord itself checksums every chunk."""
+"""Clips in ArrayRecord files, one safetensors payload a clip; ArrayRecord checksums its chunks."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ _KINDS = {"Clip": Clip, "EncodedClip": EncodedClip}
 
 
 def to_record(clip: Clip | EncodedClip) -> bytes:
-  """Bytes of one clip: its arrays as safetensors, everything else as JSON metadata of the same payload."""
+  """Bytes of one clip: arrays as safetensors, everything else as JSON in its metadata."""
   arrays, meta = {}, {"record": type(clip).__name__, "truth": {}}
   for field in dataclasses.fields(clip):
     value = getattr(clip, field.name)
@@ -41,7 +41,9 @@ def from_record(record: bytes, file: str = "") -> Clip | EncodedClip:
     header = int.from_bytes(record[:8], "little")
     meta = json.loads(json.loads(record[8 : 8 + header])["__metadata__"]["clip"])
   except (SafetensorError, KeyError, ValueError) as error:
-    raise ClipError(f"{file or 'record'}: not a clip record ({len(record)} bytes): {error}") from error
+    raise ClipError(
+      f"{file or 'record'}: not a clip record ({len(record)} bytes): {error}"
+    ) from error
   truth = meta.pop("truth")
   truth |= {
     name.removeprefix("truth/"): arrays.pop(name)

@@ -1,4 +1,7 @@
-"""`lpm VERB`: one short function a verb. Every verb takes --config=FILE[:arg], --config.key=value, --workdir."""
+"""`lpm VERB`: one short function a verb.
+
+Every verb takes --config=FILE[:arg], --config.key=value and --workdir=DIR.
+"""
 
 import sys
 from collections.abc import Callable
@@ -25,7 +28,7 @@ def data_encode(config, workdir: str):
 
 
 def train(config, workdir: str):
-  """Train what the config names (autoencoder, probe, base); continues from the newest checkpoint."""
+  """Train what the config names; continues from the newest checkpoint in the workdir."""
   from lpm_jax.training import loop
 
   loop.train(config, workdir)
@@ -39,7 +42,7 @@ def generate(config, workdir: str):
 
 
 def evaluate(config, workdir: str):
-  """Measure a model against the render, the VAE and a still picture; writes JSON and an HTML report."""
+  """Measure a model beside the render, the VAE and a still picture; JSON and HTML report."""
   from lpm_jax.evaluation import run
 
   run.evaluate(config, workdir)
@@ -56,8 +59,9 @@ VERBS: dict[str, Callable] = {
 
 def _usage() -> str:
   lines = [f"  lpm {verb:<14} {run.__doc__}" for verb, run in VERBS.items()]
-  return "usage: lpm VERB --config=FILE[:arg] [--config.key=value ...] --workdir=DIR\n\n" + "\n".join(
-    lines
+  return (
+    "usage: lpm VERB --config=FILE[:arg] [--config.key=value ...] --workdir=DIR\n\n"
+    + "\n".join(lines)
   )
 
 

@@ -1,6 +1,6 @@
 """The puppet world as a TFDS dataset: procedural characters with exact ground truth.
 
-  lpm data puppets --config=configs/puppets/data.py --workdir=data/puppets
+lpm data puppets --config=configs/puppets/data.py --workdir=data/puppets
 """
 
 from ml_collections import ConfigDict

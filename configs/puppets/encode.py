@@ -1,6 +1,6 @@
 """VAE latents of the puppet clips, computed once; training reads these.
 
-  lpm data encode --config=configs/puppets/encode.py --workdir=data/puppets_latents
+lpm data encode --config=configs/puppets/encode.py --workdir=data/puppets_latents
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
-"""A video from a picture, references, audio and text: offline, any length.
+r"""A video from a picture, references, audio and text: offline, any length.
 
-  lpm generate --config=configs/puppets/generate.py --config.inputs=demo/inputs/character1 --workdir=demo/character1
+  lpm generate --config=configs/puppets/generate.py --config.inputs=demo/inputs/character1 \
+    --workdir=demo/character1
 
-`inputs` is a folder with picture.*, references/KIND[-LABEL].*, character.* and partner.* (audio), text.txt;
-each can be named on its own instead, for example
+`inputs` is a folder with picture.*, references/KIND[-LABEL].*, character.* and partner.* (audio),
+text.txt; each can be named on its own instead, for example
   --config.picture=me.png --config.speak_audio=reply.mp3 --config.text="0:calm;4.5:smiles"
 """
 
@@ -30,7 +31,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.seconds = 0.0  # 0: as long as the longer track
 
   # model
-  c.weights = "puppets"  # the shipped weights, or a folder with base.safetensors and vae.safetensors
+  c.weights = (
+    "puppets"  # the shipped weights, or a folder with base.safetensors and vae.safetensors
+  )
   c.size = 64
   c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
   c.generation.steps = 12

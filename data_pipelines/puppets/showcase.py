@@ -1,6 +1,6 @@
-"""Files a person would bring: picture, references, two audio tracks and a text, from held-out puppets.
+"""Files a person would bring: picture, references, two audio tracks, text; held-out puppets.
 
-  python -m data_pipelines.puppets.showcase --workdir=demo/inputs
+python -m data_pipelines.puppets.showcase --workdir=demo/inputs
 """
 
 import pathlib

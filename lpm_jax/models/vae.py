@@ -24,7 +24,6 @@ from lpm_jax.models.vae_layers import (
   Upsample,
 )
 
-
 # A posterior this narrow lets the decoder see the picture from the first step of training.
 _FIRST_LOG_VARIANCE = -5.0
 

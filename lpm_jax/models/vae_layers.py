@@ -92,10 +92,15 @@ class PointConv(Kernel):
 
 
 class TimeConv(Kernel):
-  """Convolution of three frames at each pixel, valid (unpadded) in time."""
+  """Convolution of three frames at each pixel, valid (unpadded) in time.
+
+  Starts by repeating the last frame it sees in every group of `width` channels.
+  """
 
   def __init__(self, width: int, out: int, *, stride: int = 1, rngs: nnx.Rngs):
-    super().__init__((3,), width, out, rngs=rngs)
+    super().__init__((3,), width, out, zero=True, rngs=rngs)
+    same = jnp.tile(jnp.eye(width), (1, out // width))
+    self.kernel[...] = self.kernel[...].at[2].set(same)
     self.stride = stride
 
   def __call__(self, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Weights as safetensors beside their config: the shipped puppet weights, and any folder like it."""
+"""Weights as safetensors beside their config: the shipped puppet weights, or any such folder."""
 
 import dataclasses
 import json

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs.puppets import base as puppets
 from data_pipelines.clip import EncodedClip, audio_samples
 from data_pipelines.records import write_records
+from lpm_jax.models.conditions import Conditions
 from lpm_jax.training import loop
 from lpm_jax.training.base import BaseTask
 
@@ -74,19 +75,25 @@ def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: Conf
   task = BaseTask(config)
   example = task.dataset(0, stage=0)[0]
   batch = {name: jnp.stack([rows, rows]) for name, rows in example.items()}
-  batch["known"] = jnp.array([1, 2])
+  batch["known"], batch["start"] = jnp.array([1, 2]), jnp.array([0, 4])
   seen = {}
 
   class Spy:
-    def encode_conditions(self, batch: dict) -> dict:
-      return batch
+    """Hears latent k as the number k."""
 
-    def __call__(self, latents, timestep, conditions):
-      seen.update(latents=latents, timestep=timestep, drops=conditions["drop_text"])
+    def encode_conditions(self, batch: dict, frames: int) -> Conditions:
+      seen["drops"] = [batch[f"drop_{name}"].shape for name in ("text", "speak", "listen")]
+      tokens = jnp.broadcast_to(jnp.arange(frames)[:, None, None], (2, frames, 1, 1))
+      return Conditions(None, tokens, tokens, *[batch["references"]] * 3)
+
+    def __call__(self, latents: jax.Array, timestep: jax.Array, heard: Conditions) -> jax.Array:
+      seen.update(latents=latents, timestep=timestep, speak=heard.speak, listen=heard.listen)
       return jnp.where((timestep == 0)[:, :, None, None, None], 1e6, 0.0) + 0 * latents
 
   loss, _ = task.loss(Spy(), batch, jax.random.key(0), jnp.int32(0))
   np.testing.assert_array_equal(seen["timestep"] == 0, [[True, False, False], [True, True, False]])
   np.testing.assert_array_equal(seen["latents"][1, :2], batch["latents"][1, :2])
-  assert seen["drops"].shape == (2,)
+  for track in ("speak", "listen"):
+    np.testing.assert_array_equal(seen[track][..., 0, 0], [[0, 1, 2], [4, 5, 6]])
+  assert seen["drops"] == [(2,)] * 3
   assert float(loss) < 100

@@ -8,9 +8,7 @@ from lpm_jax.weights import shipped
 
 class Net(nnx.Module):
   def __init__(self, hidden: int, *, rngs: nnx.Rngs):
-    self.layers = nnx.List(
-      [nnx.Linear(2, hidden, rngs=rngs), nnx.Linear(hidden, 2, rngs=rngs)]
-    )
+    self.layers = nnx.List([nnx.Linear(2, hidden, rngs=rngs), nnx.Linear(hidden, 2, rngs=rngs)])
     self.scale = nnx.Variable(jnp.ones(3))
     self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
