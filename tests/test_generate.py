@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipelines.clip import Clip, audio_samples
 from lpm_jax import generate, media
+from lpm_jax.diffusion.continuation import Window
 from lpm_jax.generate import GenerateSettings, Generator, text_between
 from lpm_jax.media import Reference
 from lpm_jax.models.audio import AudioConfig
@@ -119,6 +120,14 @@ def test_audio_and_text_of_a_later_window_leave_earlier_ones_alone(generator, vi
 def test_the_main_picture_is_the_global_reference_when_there_is_none(generator, videos):
   same = _make(generator, ONE_WINDOW, references=[Reference(_picture(), 0, 0)])
   np.testing.assert_array_equal(same, videos[ONE_WINDOW])
+
+
+def test_the_sampler_holds_the_latents_it_is_given(generator):
+  script = generator._clip_script(_clip(1))
+  sample_window, first = generator._prepare([script], 4)
+  made = sample_window(Window(0, 4, known=1, blend=0), first, script.key[None])
+  assert np.abs(first).max() > 0
+  np.testing.assert_array_equal(made[:, :1], first)
 
 
 def test_references_that_do_not_fit_are_refused(generator):

@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.size = 64
   c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
   c.generation.steps = 12
+  c.generation.shift = 2.5  # as in training
   c.generation.window = 19
   c.generation.references = 6
 

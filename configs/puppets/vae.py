@@ -17,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.export = "vae"
   c.seed = 0
   c.steps = 3_000
-  c.batch_size = 4
+  c.batch_size = 2
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
   c.init = ""  # a weights folder to start from; "puppets" is the shipped one
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data = ConfigDict()
   c.data.path = "data/puppets"  # the workdir of `lpm data puppets`
   c.data.validation = "validation"  # split of the samples; "": none
-  c.data.frames = 9  # of a clip, 1 + 4k
+  c.data.frames = 17  # of a clip, 1 + 4k; fewer never reach the oldest tap of the decoder
   c.data.pictures = 2  # references, coded as clips of one frame
   c.data.statistics_clips = 128
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,16 @@ def make_model(config: TransformerConfig = TINY, *, skip: str = "never") -> Vide
   return randomise(VideoTransformer(config, rngs=nnx.Rngs(0)), jax.random.key(1), skip=skip)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graphdef: nnx.GraphDef, state: nnx.State, *inputs) -> jax.Array:
+  return nnx.merge(graphdef, state)(*inputs)
+
+
+def run(model: VideoTransformer, *inputs) -> jax.Array:
+  """model(*inputs), compiled once for all models of a config."""
+  return _forward(*nnx.split(model), *inputs)
+
+
 def make_inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
   keys = iter(jax.random.split(jax.random.key(seed), 8))
   latents = jax.random.normal(next(keys), (BATCH, FRAMES, 4, 4, 2))
@@ -58,13 +69,13 @@ def make_inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
 def test_zero_audio_values_equal_the_audio_free_trunk():
   model = make_model(skip="audio_value")
   latents, timestep, conditions = make_inputs()
-  heard = model(latents, timestep, conditions)
+  heard = run(model, latents, timestep, conditions)
   louder = conditions.replace(speak=9 * conditions.speak, listen=-conditions.listen)
-  np.testing.assert_array_equal(heard, model(latents, timestep, louder))
+  np.testing.assert_array_equal(heard, run(model, latents, timestep, louder))
   silenced = make_model(skip="audio_value")
   for block in (silenced.pairs.speak, silenced.pairs.listen):
     block.cross_attention.audio_out.kernel[...] *= 0.0
-  np.testing.assert_allclose(heard, silenced(latents, timestep, conditions), atol=1e-6)
+  np.testing.assert_allclose(heard, run(silenced, latents, timestep, conditions), atol=1e-6)
 
 
 def test_speak_audio_acts_in_even_blocks_and_listen_audio_in_odd_ones():
@@ -73,11 +84,11 @@ def test_speak_audio_acts_in_even_blocks_and_listen_audio_in_odd_ones():
     model = make_model()  # cut the blocks that should not hear this track: it must still act
     getattr(model.pairs, block).cross_attention.audio_out.kernel[...] *= 0.0
     changed = conditions.replace(**{track: -getattr(conditions, track)})
-    before = model(latents, timestep, conditions)
-    assert np.abs(before - model(latents, timestep, changed)).max() > 1e-3
+    before = run(model, latents, timestep, conditions)
+    assert np.abs(before - run(model, latents, timestep, changed)).max() > 1e-3
     getattr(model.pairs, track).cross_attention.audio_out.kernel[...] *= 0.0
-    before = model(latents, timestep, conditions)
-    np.testing.assert_array_equal(before, model(latents, timestep, changed))
+    before = run(model, latents, timestep, conditions)
+    np.testing.assert_array_equal(before, run(model, latents, timestep, changed))
 
 
 @pytest.mark.parametrize(("name", "window"), [("speak", (1, 1)), ("listen", (2, 1))])
@@ -104,10 +115,10 @@ def test_permuting_references_with_their_labels_changes_nothing():
     reference_kind=conditions.reference_kind[:, order],
     reference_label=conditions.reference_label[:, order],
   )
-  out = model(latents, timestep, conditions)
-  np.testing.assert_allclose(out, model(latents, timestep, permuted), atol=1e-5)
+  out = run(model, latents, timestep, conditions)
+  np.testing.assert_allclose(out, run(model, latents, timestep, permuted), rtol=1e-5, atol=1e-5)
   mislabelled = conditions.replace(reference_kind=conditions.reference_kind[:, order])
-  assert np.abs(out - model(latents, timestep, mislabelled)).max() > 1e-3
+  assert np.abs(out - run(model, latents, timestep, mislabelled)).max() > 1e-3
 
 
 def test_an_empty_slot_equals_no_slot():
@@ -119,10 +130,10 @@ def test_an_empty_slot_equals_no_slot():
     reference_kind=conditions.reference_kind[:, :0],
     reference_label=conditions.reference_label[:, :0],
   )
-  without = model(latents, timestep, none)
-  np.testing.assert_allclose(model(latents, timestep, empty), without, atol=1e-5)
+  without = run(model, latents, timestep, none)
+  np.testing.assert_allclose(run(model, latents, timestep, empty), without, rtol=1e-5, atol=1e-5)
   only_views = conditions.replace(reference_kind=jnp.array([[-1, 1, -1], [-1, 1, -1]]))
-  assert np.abs(model(latents, timestep, only_views) - without).max() > 1e-3
+  assert np.abs(run(model, latents, timestep, only_views) - without).max() > 1e-3
 
 
 def test_timesteps_act_per_latent_frame():
@@ -130,8 +141,8 @@ def test_timesteps_act_per_latent_frame():
   latents, timestep, conditions = make_inputs()
   for block in (model.pairs.speak, model.pairs.listen):  # leave only what acts within a frame
     block.self_attention.out.kernel[...] *= 0.0
-  out = model(latents, timestep, conditions)
-  later = model(latents, timestep.at[:, 3].set(0.9), conditions)
+  out = run(model, latents, timestep, conditions)
+  later = run(model, latents, timestep.at[:, 3].set(0.9), conditions)
   changed = np.abs(out - later).max(axis=(0, 2, 3, 4)) > 0
   np.testing.assert_array_equal(changed, [False, False, False, True, False])
 
@@ -146,7 +157,8 @@ def test_remat_changes_no_gradient():
     return jax.tree.leaves(jax.jit(jax.grad(loss))(state))
 
   for plain, saved in zip(gradient("none"), gradient("nothing_saveable"), strict=True):
-    np.testing.assert_allclose(plain, saved, rtol=1e-4, atol=1e-4)
+    scale = np.abs(plain).max()  # small entries are sums of large terms: fp32 rounds at their size
+    np.testing.assert_allclose(plain, saved, rtol=0, atol=1e-5 * scale)
 
 
 def test_reference_indices_are_disjoint_and_outside_the_longest_clip():
@@ -179,4 +191,4 @@ def test_a_wrong_shape_names_its_field(field):
   latents, timestep, conditions = make_inputs()
   wrong = conditions.replace(**{field: getattr(conditions, field)[:1]})
   with pytest.raises(ValueError, match=f"{field}|reference_kind"):
-    model(latents, timestep, wrong)
+    run(model, latents, timestep, wrong)

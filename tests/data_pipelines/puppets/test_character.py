@@ -52,7 +52,8 @@ def test_params_are_finite_float32_in_field_order():
 
 
 def test_hidden_attributes_are_balanced_and_independent():
-  table = np.array([[attributes(sample_character(i))[k] for k in HIDDEN] for i in range(600)])
+  characters = [attributes(sample_character(i)) for i in range(600)]
+  table = np.array([[c[name] for name in HIDDEN] for c in characters])
   assert np.abs(table.mean(0) - 0.5).max() < 0.07
   correlation = np.corrcoef(table.T) - np.eye(len(HIDDEN))
   assert np.abs(correlation).max() < 0.16
