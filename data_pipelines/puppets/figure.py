@@ -135,7 +135,7 @@ def openings(s: SimpleNamespace, x: Array, y: Array, depths: list[Array]) -> dic
     q = at(name)
     centre = _ring_centre(s, side)
     hole = jnp.square(q[1] - centre[1]) + jnp.square(q[2] - centre[2])
-    holes[name] = 0.05 - jnp.sqrt(hole + 1e-9)
+    holes[name] = 0.042 - jnp.sqrt(hole + 1e-9)
   return holes
 
 
@@ -247,7 +247,7 @@ def _hidden(s: SimpleNamespace) -> dict[str, Solid]:
   bun_hair = tuple(0.9 * c + 0.04 for c in hair)
   bun = {"shown": s.hair_bun * s.turned}
   ring = {"shown": s.ear_ring * s.turned}
-  hoop = (0.03, 0.115, 0.115)
+  hoop = (0.03, 0.13, 0.13)
   return {
     "left ring": Solid(_ring_centre(s, -1.0), hoop, gold, **ring),
     "right ring": Solid(_ring_centre(s, 1.0), hoop, gold, **ring),
@@ -257,7 +257,7 @@ def _hidden(s: SimpleNamespace) -> dict[str, Solid]:
 
 
 def _ring_centre(s: SimpleNamespace, side: float) -> Vector:
-  return side * (_ear_x(s) + 0.04), EAR_Y - 0.22, EAR_Z
+  return side * (_ear_x(s) + 0.04), EAR_Y - 0.23, EAR_Z
 
 
 def _ear_x(s: SimpleNamespace) -> Array:
