@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.puppets import base as puppets
 from data_pipelines.clip import EncodedClip, audio_samples
 from data_pipelines.records import write_records
+from lpm_jax import media
 from lpm_jax.models.conditions import Conditions
-from lpm_jax.training import loop
+from lpm_jax.models.vae import VAEConfig, VideoVAE
+from lpm_jax.training import loop, samples
 from lpm_jax.training.base import BaseTask
 
 STATES = {"speak": (1, 0), "listen": (2, 0), "idle": (0, 0), "dialogue": (1, 2)}
@@ -97,3 +100,17 @@ def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: Conf
     np.testing.assert_array_equal(seen[track][..., 0, 0], [[0, 1, 2], [4, 5, 6]])
   assert seen["drops"] == [(2,)] * 3
   assert float(loss) < 100
+
+
+def test_sample_videos_show_model_and_clip_side_by_side(
+  config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  vae = VideoVAE(VAEConfig(base=4, multipliers=(1, 1, 1, 1), blocks=1), rngs=nnx.Rngs(0))
+  monkeypatch.setattr(samples.shipped, "load_vae", lambda folder: vae)
+  task = BaseTask(config)
+  example = task.dataset(0, stage=0)[0]
+  batch = {name: np.stack([rows]) for name, rows in example.items()}
+  settings = ConfigDict(dict(sample_steps=2, sample_shift=3.0, sample_guidance=1.0, vae="x"))
+  samples.write_samples(task.build(nnx.Rngs(0)), batch, str(tmp_path), 7, settings)
+  video = media.read_video(tmp_path / "samples" / "0000007-0.mp4")
+  assert video.frames.shape == (9, 4 * 32, 4 * 64, 3)
