@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
   c.generation.steps = 8 if quick else 20
   c.generation.shift = 2.5  # as in training
-  c.generation.references = 6
+  c.generation.references = 13  # all that a clip can carry
   # instrument
   c.probe_weights = "puppets"
   c.probe_characters = 8 if quick else 100  # a style, for the probe's own error
