@@ -169,6 +169,7 @@ def main():
   args = parser.parse_args()
 
   config = base.get_config(args.preset)
+  config.loss.motion = 0.0  # the PyTorch step has the plain loss
   task = BaseTask(config)
   batch = make_batch(config, task)
   model = awakened(task.build(nnx.Rngs(0)))

@@ -97,6 +97,7 @@ class ExampleConfig:
     extra_references: probability that a random subset of body views and expressions is there.
     extension: probability that the window starts 2 to 5 latents into the clip (LPM 1.0: drop the
       first 2-5) and is given 2 to 5 clean ones.
+    random_start: otherwise, probability that it starts anywhere, with one clean latent.
   """
 
   frames: int
@@ -105,6 +106,7 @@ class ExampleConfig:
   global_reference: float = 1.0
   extra_references: float = 0.0
   extension: float = 0.0
+  random_start: float = 0.0
 
 
 def example_from_clip(
@@ -112,10 +114,11 @@ def example_from_clip(
 ) -> dict[str, np.ndarray]:
   """One training example of the Base model, a window of an encoded clip.
 
-  Returns latents [F, h, w, C]; state int8 [T]; speak_audio, listen_audio [S] of F + 5 latents from
-  the start of the clip, so that a later window hears its true past, silence after its end;
-  start int32 []: the window's first latent; known int32 []: clean latents at its start; text_tokens
-  int32 [L]; references [R, h, w, C] with reference_kind and reference_label int32 [R].
+  Returns latents [F, h, w, C]; state int8 [T]; speak_audio, listen_audio [S] of F + 5 latents, up
+  to 5 of them before the window so that it hears its true past, silence after the clip's end;
+  start int32 []: the window's first latent in that audio; known int32 []: clean latents at its
+  start; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and reference_label
+  int32 [R].
   Raises ClipError for a clip shorter than the window.
   """
   total = len(clip.latents)
@@ -127,21 +130,26 @@ def example_from_clip(
   start, known = 0, 1
   # Drawn in any case, so that a clip's other draws do not depend on the stage.
   extend, (offset, clean) = rng.random(), rng.integers(*EXTENSION, size=2, endpoint=True)
+  move, anywhere = rng.random(), rng.integers(0, total - config.frames, endpoint=True)
   if extend < config.extension:
     start, known = min(offset, total - config.frames), clean
+  elif move < config.random_start:
+    start = anywhere
+  lead = min(start, EXTENSION[1])
+  begin = audio_samples(4 * (start - lead), clip.fps)
   frames = 4 * (config.frames - 1) + 1
   samples = audio_samples(frames + 4 * EXTENSION[1], clip.fps)
   references, kind, label = _choose_references(clip, rng, config)
   return {
     "latents": clip.latents[start : start + config.frames],
-    "speak_audio": _fitted(clip.speak_audio, samples),
-    "listen_audio": _fitted(clip.listen_audio, samples),
+    "speak_audio": _fitted(clip.speak_audio[begin:], samples),
+    "listen_audio": _fitted(clip.listen_audio[begin:], samples),
     "state": clip.state[4 * start : 4 * start + frames],
     "text_tokens": tokenize(clip.text, config.text_length),
     "references": references,
     "reference_kind": kind,
     "reference_label": label,
-    "start": np.int32(start),
+    "start": np.int32(lead),
     "known": np.int32(known),
   }
 

@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.accumulate = 1
   c.max_minutes = 0.0
   c.init = ""  # the folder with the imported Wan2.1-14B trunk
+  c.audio = ""
 
   # data
   c.data = ConfigDict()
@@ -47,6 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   c.loss = ConfigDict()
   c.loss.shift = 3.0  # Wan2.1 at 480p
+  c.loss.motion = 0.0
   c.loss.drop_text = 0.1
   c.loss.drop_speak = 0.1
   c.loss.drop_listen = 0.1

@@ -17,11 +17,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.task = "base"
   c.export = "base"
   c.seed = 0
-  c.steps = 12_000
+  c.steps = 3_100
   c.batch_size = 16
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
   c.init = ""  # a weights folder to start from; "puppets" is the shipped one
+  c.audio = "runs/audio/weights"  # pretrained audio encoders (configs/puppets/audio.py); "": none
 
   # data
   c.data = ConfigDict()
@@ -39,33 +40,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   c.loss = ConfigDict()
   c.loss.shift = 2.5
+  c.loss.motion = 0.5
   c.loss.drop_text = 0.1
   c.loss.drop_speak = 0.1
   c.loss.drop_listen = 0.1
 
-  # stages: clip kinds by weight, probabilities of references and of a start within the clip
+  # stages: clip kinds by weight, probabilities of references and of a start within the clip. Lips
+  # follow sound within a few latents, so the first stages cut short windows: twice the clips a
+  # second. The audio encoders have learned already and follow slowly.
+  encoders = ((r"^(speak|listen)/", 0.3),)
+  short = dict(latent_frames=10, slots=1, random_start=0.7, learning_rates=encoders)
+  whole = dict(extra_references=0.7, learning_rates=encoders)
+  kinds = dict(speak=0.28, listen=0.24, idle=0.24, dialogue=0.24)
+  spoken = dict(speak=0.6, idle=0.2, dialogue=0.2)
   c.stages = (
-    dict(name="speak", steps=3_000, mixture=dict(speak=0.8, idle=0.2), global_reference=0.5),
-    dict(
-      name="listen",
-      steps=2_000,
-      mixture=dict(speak=0.35, listen=0.35, idle=0.1, dialogue=0.2),
-      global_reference=0.5,
-    ),
-    dict(
-      name="identity",
-      steps=4_000,
-      mixture=dict(speak=0.3, listen=0.25, idle=0.2, dialogue=0.25),
-      extra_references=0.7,
-    ),
-    dict(
-      name="temporal extension",
-      steps=3_000,
-      mixture=dict(speak=0.3, listen=0.25, idle=0.2, dialogue=0.25),
-      extra_references=0.7,
-      latent_frames=14,
-      extension=0.5,
-    ),
+    dict(name="speak", steps=1_200, mixture=spoken, global_reference=0.5, **short),
+    dict(name="listen", steps=800, mixture=kinds, global_reference=0.5, **short),
+    dict(name="identity", steps=700, mixture=kinds, **whole),
+    dict(name="extension", steps=400, mixture=kinds, latent_frames=14, extension=0.5, **whole),
   )
 
   # optimiser
@@ -81,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.checkpoint = dict(every=250, keep=3)
 
   # evaluation
-  c.evaluation = dict(log_every=20, sample_every=500)
+  c.evaluation = dict(log_every=20, sample_every=1_000)
   c.evaluation.sample_clips = 4  # videos of validation clips; 0: none
   c.evaluation.sample_steps = 12
   c.evaluation.sample_shift = 3.0
@@ -89,9 +81,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.evaluation.vae = "puppets"
 
   if arg == "quick":
-    c.steps = 600
+    c.steps = 620
     c.batch_size = 8
-    c.stages = tuple({**stage, "steps": stage["steps"] // 20} for stage in c.stages)
+    c.stages = tuple({**stage, "steps": stage["steps"] // 5} for stage in c.stages)
     c.optimiser.warmup = 50
     c.optimiser.ema = 0.98
     c.evaluation.sample_every = 0
@@ -111,6 +103,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if arg == "tiny":
     c.steps = 8
     c.batch_size = 2
+    c.audio = ""
     c.data.latent_frames = 3
     c.data.slots = 2
     c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32)

@@ -16,8 +16,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.task = "autoencoder"
   c.export = "vae"
   c.seed = 0
-  c.steps = 3_000
-  c.batch_size = 2
+  c.steps = 2_100
+  c.batch_size = 4
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
   c.init = ""  # a weights folder to start from; "puppets" is the shipped one
@@ -26,9 +26,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data = ConfigDict()
   c.data.path = "data/puppets"  # the workdir of `lpm data puppets`
   c.data.validation = "validation"  # split of the samples; "": none
-  c.data.frames = 17  # of a clip, 1 + 4k; fewer never reach the oldest tap of the decoder
-  c.data.pictures = 2  # references, coded as clips of one frame
   c.data.statistics_clips = 128
+
+  # stages: frames of a clip (1 + 4k) and references coded as clips of one frame, per example.
+  # Single pictures are cheap, so appearance is learned there; fewer than 13 frames would never
+  # reach the oldest tap of the decoder in time.
+  c.stages = (
+    dict(name="pictures", steps=1_600, frames=1, pictures=3, rate=1.0),
+    dict(name="clips", steps=500, frames=13, pictures=2, rate=3.0),
+  )
 
   # model
   c.model = ConfigDict()
@@ -45,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # optimiser
   c.optimiser = ConfigDict()
-  c.optimiser.learning_rate = 2e-3
+  c.optimiser.learning_rate = 3e-3
   c.optimiser.final_learning_rate = 1e-5
   c.optimiser.warmup = 100
   c.optimiser.b1 = 0.9
@@ -73,8 +79,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if arg == "tiny":
     c.steps = 4
     c.batch_size = 2
-    c.data.frames = 5
-    c.data.pictures = 1
+    c.stages = (
+      dict(name="pictures", steps=2, frames=1, pictures=2, rate=1.0),
+      dict(name="clips", steps=2, frames=5, pictures=1, rate=1.0),
+    )
     c.data.statistics_clips = 2
     c.model.base = 4
     c.model.multipliers = (1, 1, 2, 2)

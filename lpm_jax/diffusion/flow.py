@@ -35,11 +35,24 @@ def velocity_to_clean(noisy: Array, velocity: Array, t: Array) -> Array:
   return noisy - _per_frame(t) * velocity
 
 
-def flow_loss(velocity: Array, target: Array, weight: Array) -> Array:
+def motion_map(clean: Array) -> Array:
+  """How much a batch of latents [B, F, H, W, C] moves at each place: fp32 [H, W], of mean 1.
+
+  The mean over the batch of the variance in time. One map for the whole batch: a weight of each
+  clip's own would draw predictions towards clips that move, one of the place leaves the
+  minimiser of the loss where it is. Faces are framed alike, so it is a soft mask of eyes and lips.
+  """
+  variance = jnp.var(clean.astype(jnp.float32), axis=1).mean(axis=(0, 3))
+  return variance / (variance.mean() + 1e-8)
+
+
+def flow_loss(velocity: Array, target: Array, weight: Array, place: Array | float = 1.0) -> Array:
   """Mean squared velocity error over the latent frames that count, averaged over clips.
 
-  Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean.
+  Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean;
+  place [H, W] of mean 1.
   """
-  error = jnp.square(velocity.astype(jnp.float32) - target).mean(axis=(2, 3, 4))
+  error = jnp.square(velocity.astype(jnp.float32) - target).mean(axis=4)
+  error = (place * error).mean(axis=(2, 3))
   per_clip = (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)
   return per_clip.mean()

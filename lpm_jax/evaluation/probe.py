@@ -132,6 +132,4 @@ def read_video(probe: Probe, frames: np.ndarray, chunk: int = CHUNK) -> Reading:
 
 def load_probe(folder: str | os.PathLike = "puppets") -> Probe:
   """The probe of a weights folder (probe.safetensors; "puppets" means the shipped weights)."""
-  path = shipped.weights_file(folder, "probe")
-  config = shipped.config_from_dict(ProbeConfig, shipped.read_config(path))
-  return shipped.load_module(path, Probe(config, rngs=nnx.Rngs(0)))
+  return shipped.load_built(shipped.weights_file(folder, "probe"), ProbeConfig, Probe)

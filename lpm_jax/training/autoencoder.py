@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from data_pipelines import loader
 from data_pipelines.clip import Clip
 from data_pipelines.puppets.builder import puppet_source
 from lpm_jax.models.vae import VAEConfig, VideoVAE
@@ -34,14 +35,15 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", frames and pictures per example, statistics_clips) and `loss` (edges,
-      motion, moving, kl).
+      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl) and `stages`:
+      (name, steps, frames of a crop, pictures beside it, factor of the learning rate) each.
   """
 
   def __init__(self, config: ConfigDict):
     self.config = config
     self.model_config = config_from_dict(VAEConfig, config.model.to_dict())
-    self.model_config.latent_frames(config.data.frames)
+    for stage in config.stages:
+      self.model_config.latent_frames(stage["frames"])
 
   def build(self, rngs: nnx.Rngs) -> VideoVAE:
     """The model of `config.model`."""
@@ -51,11 +53,22 @@ class AutoencoderTask:
     """VAEConfig as plain values."""
     return dataclasses.asdict(self.model_config)
 
-  def dataset(self, seed: int) -> grain.MapDataset:
-    """Every training clip once, as a random crop with random reference pictures."""
-    data = self.config.data
-    return grain.MapDataset.source(puppet_source(data.path, "train")).random_map(
-      lambda clip, rng: crop_example(clip, rng, data.frames, data.pictures), seed=seed
+  def learning_rates(self) -> list[tuple[int, tuple]]:
+    """Learning-rate factor of each stage, for all parameters."""
+    return [(stage["steps"], ((".", stage["rate"]),)) for stage in self.config.stages]
+
+  def stages(self, seed: int) -> list[tuple[int, grain.MapDataset]]:
+    """Training clips without end, as random crops with random reference pictures."""
+    return [
+      (stage["steps"], loader.endless(self.dataset(seed, index), seed))
+      for index, stage in enumerate(self.config.stages)
+    ]
+
+  def dataset(self, seed: int, stage: int = -1) -> grain.MapDataset:
+    """Every training clip once, in order, cut as in one stage."""
+    sizes = self.config.stages[stage]
+    return grain.MapDataset.source(puppet_source(self.config.data.path, "train")).random_map(
+      lambda clip, rng: crop_example(clip, rng, sizes["frames"], sizes["pictures"]), seed=seed
     )
 
   def loss(self, model: VideoVAE, batch: dict, key: Array, step: Array) -> tuple[Array, dict]:
@@ -140,26 +153,42 @@ def reconstruction_terms(video: Array, result: Array, moving: float) -> dict[str
   """Mean errors of a reconstruction, both [B, T, H, W, 3] in [-1, 1].
 
   `absolute` and `edges` (differences of neighbours along height and width, at full, half and
-  quarter size) are absolute errors under `motion_weight`; `motion` is that of the differences of
-  successive frames, not weighted; `square` is the plain squared error.
+  quarter size) are absolute errors of `opponent` colours under `motion_weight`; `motion` is that of
+  the differences of successive frames, not weighted; `square` is the plain squared error of RGB.
   """
-  error = result - video
+  square = jnp.mean((result - video) ** 2)
+  error = opponent(result - video)
   weight = motion_weight(video, moving)
-  motion = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) if video.shape[1] > 1 else jnp.zeros(())
   terms = {
-    "absolute": jnp.mean(weight * jnp.abs(error)),
-    "square": jnp.mean(error**2),
-    "motion": motion,
+    "absolute": jnp.mean(weight * _size(error)),
+    "square": square,
+    "motion": jnp.mean(_size(jnp.diff(error, axis=1))) if video.shape[1] > 1 else jnp.zeros(()),
     "edges": jnp.zeros(()),
   }
   for size in range(3):
     if size:
       error, weight = halve(error), halve(weight)
     for axis in (2, 3):
-      edge = jnp.abs(jnp.diff(error, axis=axis))
+      edge = _size(jnp.diff(error, axis=axis))
       near = jax.lax.slice_in_dim(weight, 1, None, axis=axis)
       terms["edges"] += jnp.mean(near * edge) / 3
   return terms
+
+
+def opponent(rgb: Array) -> Array:
+  """Brightness, and half the blue-red and the green-magenta difference, of colours [..., 3].
+
+  Absolute errors of R, G and B share the sign of the brightness error, which hides hue from the
+  gradient; these three axes learn side by side.
+  """
+  red, green, blue = jnp.moveaxis(rgb, -1, 0)
+  axes = ((red + green + blue) / 3, (red - blue) / 4, (2 * green - red - blue) / 8)
+  return jnp.stack(axes, axis=-1)
+
+
+def _size(error: Array) -> Array:
+  """Absolute error summed over the colour axes, which stay as one."""
+  return jnp.abs(error).sum(-1, keepdims=True)
 
 
 def motion_weight(video: Array, moving: float) -> Array:

@@ -17,6 +17,7 @@ from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.training import samples
+from lpm_jax.training.audio import load_encoders
 from lpm_jax.training.curriculum import KINDS, Stage, clip_kind, read_stages
 from lpm_jax.weights.shipped import config_from_dict
 
@@ -29,7 +30,8 @@ class BaseTask:
 
   Args:
     config: training config with `model` (fields of LPMConfig), `data` (path, validation,
-      latent_frames, slots), `loss` (shift, drop_text, drop_speak, drop_listen) and `stages`.
+      latent_frames, slots), `loss` (shift, motion, drop_text, drop_speak, drop_listen), `stages`
+      and `audio`, a folder of pretrained audio encoders or "".
   """
 
   def __init__(self, config: ConfigDict):
@@ -40,6 +42,11 @@ class BaseTask:
   def build(self, rngs: nnx.Rngs) -> LPM:
     """The model of `config.model`."""
     return LPM(self.model_config, rngs=rngs)
+
+  def initialise(self, model: LPM):
+    """Takes the audio encoders from the weights folder `config.audio`, unless it is ""."""
+    if self.config.audio:
+      load_encoders(self.config.audio, model)
 
   def config_dict(self) -> dict:
     """LPMConfig as plain values."""
@@ -80,18 +87,19 @@ class BaseTask:
   def _example_config(self, stage: Stage) -> ExampleConfig:
     return ExampleConfig(
       frames=stage.latent_frames or self.config.data.latent_frames,
-      slots=self.config.data.slots,
+      slots=self.config.data.slots if stage.slots is None else stage.slots,
       text_length=self.model_config.text.length,
       global_reference=stage.global_reference,
       extra_references=stage.extra_references,
       extension=stage.extension,
+      random_start=stage.random_start,
     )
 
   def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
     """Flow-matching loss over the latent frames that are not given clean.
 
     The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
-    independently.
+    independently. `loss.motion` is the share of the loss that counts where the batch moves.
     """
     del step
     settings = self.config.loss
@@ -108,7 +116,8 @@ class BaseTask:
     noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
     conditions = samples.encode_window(model, {**batch, **drops})
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)
-    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32))
+    place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
+    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place)
     return loss, {}
 
   def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:
@@ -118,7 +127,8 @@ class BaseTask:
     """
     if not self.config.data.validation:
       return {}
-    stage = dataclasses.replace(self.curriculum[-1], latent_frames=None, extension=0.0)
+    whole = dict(latent_frames=None, slots=None, extension=0.0, random_start=0.0)
+    stage = dataclasses.replace(self.curriculum[-1], **whole)
     examples = self._examples(RecordSource(self.config.data.validation), stage, VALIDATION_SEED)
     graphdef, state = nnx.split(model)
     size = min(self.config.batch_size, len(examples))

@@ -21,7 +21,9 @@ class Stage:
     global_reference: probability that a clip carries its global reference.
     extra_references: probability that it also carries some of its body views and expressions.
     latent_frames: of the window; None is `config.data.latent_frames`.
+    slots: references per example; None is `config.data.slots`.
     extension: probability that it starts 2 to 5 latents into the clip, with 2 to 5 clean latents.
+    random_start: probability that a window without extension starts anywhere in the clip.
     learning_rates: (path regex, factor) pairs; the first regex found in a parameter's path counts.
   """
 
@@ -31,14 +33,16 @@ class Stage:
   global_reference: float = 1.0
   extra_references: float = 0.0
   latent_frames: int | None = None
+  slots: int | None = None
   extension: float = 0.0
+  random_start: float = 0.0
   learning_rates: Sequence[tuple[str, float]] = ()
 
   def __post_init__(self):
     unknown = set(self.mixture) - set(KINDS)
     if unknown:
       raise ValueError(f"stage {self.name!r}: mixture: found {sorted(unknown)}, expected {KINDS}")
-    for field in ("global_reference", "extra_references", "extension"):
+    for field in ("global_reference", "extra_references", "extension", "random_start"):
       if not 0.0 <= getattr(self, field) <= 1.0:
         raise ValueError(
           f"stage {self.name!r}: {field}: found {getattr(self, field)}, expected a probability"

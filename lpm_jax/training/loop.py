@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.state import TrainState, averaged_model, create_state
 from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import Task, make_task
+from lpm_jax.weights import shipped
 
 
 @dataclasses.dataclass
@@ -53,16 +55,19 @@ def prepare(config: ConfigDict) -> Setup:
   shardings = tree_shardings(jax.eval_shape(init), mesh, config.sharding.rules)
   state = jax.jit(init, out_shardings=shardings)()
   if config.get("init"):
-    state = _from_weights(state, graphdef, config)
+    path = shipped.weights_file(config.init, config.export)
+    state = _filled(state, graphdef, functools.partial(shipped.load_module, path))
+  elif hasattr(task, "initialise"):
+    state = _filled(state, graphdef, task.initialise)
   return Setup(task, mesh, graphdef, optimiser, state)
 
 
-def _from_weights(state: TrainState, graphdef: nnx.GraphDef, config: ConfigDict) -> TrainState:
-  """Parameters, average and other variables from the weights folder `config.init`."""
-  from lpm_jax.weights import shipped
-
-  path = shipped.weights_file(config.init, config.export)
-  module = shipped.load_module(path, averaged_model(graphdef, jax.tree.map(jnp.copy, state)))
+def _filled(
+  state: TrainState, graphdef: nnx.GraphDef, fill: Callable[[nnx.Module], object]
+) -> TrainState:
+  """The state with parameters, average and other variables as `fill` leaves them in the module."""
+  module = averaged_model(graphdef, jax.tree.map(jnp.copy, state))
+  fill(module)
   _, params, rest = nnx.split(module, nnx.Param, ...)
   placed = functools.partial(jax.tree.map, lambda new, old: jax.device_put(new, old.sharding))
   return dataclasses.replace(
@@ -204,8 +209,6 @@ def _sample(
 
 def export(config: ConfigDict, workdir: str | os.PathLike, setup: Setup, state: TrainState):
   """Finishes the averaged model and writes workdir/weights/EXPORT.safetensors (process 0)."""
-  from lpm_jax.weights import shipped
-
   if jax.process_count() > 1:
     state = dataclasses.replace(state, ema=process_allgather(state.ema, tiled=True))
   model = averaged_model(setup.graphdef, state)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 TASKS = {
   "autoencoder": "lpm_jax.training.autoencoder.AutoencoderTask",
   "probe": "lpm_jax.evaluation.probe_task.ProbeTask",
+  "audio": "lpm_jax.training.audio.AudioTask",
   "base": "lpm_jax.training.base.BaseTask",
 }
 
@@ -21,6 +22,7 @@ class Task(Protocol):
   A task may also have:
     stages(seed) -> [(steps, dataset)]: endless, shuffled datasets in place of `dataset`;
     learning_rates() -> [(steps, [(path regex, factor), ...])]: factors stage by stage;
+    initialise(model): fills parts of the fresh model with weights trained before, in place;
     finish(model): last changes to the averaged model before it is exported;
     sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """

@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import typing
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -60,7 +62,10 @@ def read_config(path: str | os.PathLike) -> dict:
 
 
 def load_module(path: str | os.PathLike, module: nnx.Module) -> nnx.Module:
-  """Fills `module` with the tensors of a file; names what is missing, extra or of another shape."""
+  """Fills `module`, which may be abstract (`nnx.eval_shape`), with the tensors of a file.
+
+  Raises WeightsError naming what is missing, extra or of another shape.
+  """
   read_config(path)
   wanted = flat_state(module)
   with safe_open(path, framework="numpy") as file:
@@ -72,9 +77,17 @@ def load_module(path: str | os.PathLike, module: nnx.Module) -> nnx.Module:
       tensor = file.get_tensor(name)
       if tensor.shape != leaf.shape:
         raise WeightsError(f"{path}: {name}: found shape {tensor.shape}, expected {leaf.shape}")
-      leaf[...] = tensor.astype(leaf.dtype)
+      wanted[name] = leaf.replace(jnp.asarray(tensor, leaf.dtype))
   nnx.update(module, nnx.from_flat_state([(tuple(_keys(n)), v) for n, v in wanted.items()]))
   return module
+
+
+def load_built(
+  path: str | os.PathLike, config_class: type, build: Callable[..., nnx.Module]
+) -> nnx.Module:
+  """The module that `build(config, rngs=...)` makes from the config stored in a file, filled."""
+  config = config_from_dict(config_class, read_config(path))
+  return load_module(path, nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
 
 
 def _keys(name: str) -> list[str | int]:
@@ -110,16 +123,12 @@ def weights_file(folder: str | os.PathLike, name: str) -> pathlib.Path:
 
 def load_vae(folder: str | os.PathLike = "puppets") -> VideoVAE:
   """The autoencoder of a weights folder (vae.safetensors)."""
-  path = weights_file(folder, "vae")
-  config = config_from_dict(VAEConfig, read_config(path))
-  return load_module(path, VideoVAE(config, rngs=nnx.Rngs(0)))
+  return load_built(weights_file(folder, "vae"), VAEConfig, VideoVAE)
 
 
 def load_base(folder: str | os.PathLike = "puppets") -> LPM:
   """The Base model of a weights folder (base.safetensors)."""
-  path = weights_file(folder, "base")
-  config = config_from_dict(LPMConfig, read_config(path))
-  return load_module(path, LPM(config, rngs=nnx.Rngs(0)))
+  return load_built(weights_file(folder, "base"), LPMConfig, LPM)
 
 
 def load_models(folder: str | os.PathLike = "puppets") -> tuple[LPM, VideoVAE]:

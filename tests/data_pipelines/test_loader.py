@@ -170,3 +170,17 @@ def test_no_reference_at_all_leaves_empty_slots():
 def test_clip_shorter_than_the_window_is_named():
   with pytest.raises(ClipError, match="'c'.*found 8 frames, expected at least 9"):
     example_from_clip(make_clip(), np.random.default_rng(0), ExampleConfig(9, 3, 6))
+
+
+def test_a_window_from_anywhere_hears_five_latents_of_its_past():
+  clip, starts = make_clip(12), set()
+  cut = ExampleConfig(5, 4, 6, random_start=1.0)
+  for seed in range(60):
+    example = example_from_clip(clip, np.random.default_rng(seed), cut)
+    start, lead = int(example["latents"][0, 0, 0, 0]), int(example["start"])
+    assert lead == min(start, 5) and example["known"] == 1
+    heard = clip.speak_audio[audio_samples(4 * (start - lead)) :][: audio_samples(37)]
+    np.testing.assert_array_equal(example["speak_audio"][: len(heard)], heard)
+    assert not example["speak_audio"][len(heard) :].any()
+    starts.add(start)
+  assert starts == set(range(8))

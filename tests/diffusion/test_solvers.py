@@ -82,3 +82,14 @@ def test_timesteps_are_stratified_and_shifted():
   t = np.sort(flow.sample_timesteps(jax.random.key(0), 64, 1.0))
   assert (np.abs(t - (np.arange(64) + 0.5) / 64) <= 0.5 / 64 + 1e-6).all()
   assert flow.shift_timestep(0.5, 3.0) == 0.75
+
+
+def test_loss_counts_places_by_how_much_the_batch_moves():
+  still = jnp.ones((2, 4, 2, 3, 5))
+  moving = still.at[:, ::2, 1, 2].set(3.0)
+  place = flow.motion_map(moving)
+  np.testing.assert_allclose(place, [[0, 0, 0], [0, 0, 6]], atol=1e-5)
+  weight = jnp.ones((2, 4))
+  at_lips = jnp.zeros_like(moving).at[:, :, 1, 2].set(1.0)
+  assert float(flow.flow_loss(at_lips, 0 * at_lips, weight, place)) == pytest.approx(1.0, rel=1e-5)
+  assert float(flow.flow_loss(at_lips, 0 * at_lips, weight)) == pytest.approx(1 / 6, rel=1e-5)

@@ -138,6 +138,6 @@ def test_samples_are_a_picture_and_two_numbers(task, tmp_path):
 
 def test_frame_count_of_the_config_is_checked():
   config = get_config("tiny")
-  config.data.frames = 6
+  config.stages = (dict(name="clips", steps=1, frames=6, pictures=1, rate=1.0),)
   with pytest.raises(ValueError, match="found 6 frames"):
     AutoencoderTask(config)
