@@ -62,7 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # optimiser
   c.optimiser = ConfigDict()
-  c.optimiser.learning_rate = 1e-3
+  c.optimiser.learning_rate = 1.5e-3
   c.optimiser.final_learning_rate = 1e-5
   c.optimiser.warmup = 200
   c.optimiser.update(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0)

@@ -12,6 +12,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.clips = ConfigDict()
-  c.clips.train = 32 if demo else 900
+  c.clips.train = 32 if demo else 1_200
   c.clips.validation = 4 if demo else 40
   return c

@@ -87,7 +87,7 @@ def wan21() -> VAEConfig:
 
 def puppets() -> VAEConfig:
   """The size that trains and streams on a laptop CPU at 64x64."""
-  return VAEConfig(base=8, multipliers=(1, 3, 6, 6), blocks=1)
+  return VAEConfig(base=12, multipliers=(1, 2, 4, 4), blocks=1)
 
 
 class LatentStatistic(nnx.Variable):

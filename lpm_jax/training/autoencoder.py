@@ -36,7 +36,8 @@ class AutoencoderTask:
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
       validation split or "", statistics_clips), `loss` (edges, motion, moving, kl) and `stages`:
-      (name, steps, frames of a crop, pictures beside it, factor of the learning rate) each.
+      (name, steps, frames of a crop, pictures beside it, colour fields among them, factor of the
+      learning rate) each.
   """
 
   def __init__(self, config: ConfigDict):
@@ -68,7 +69,10 @@ class AutoencoderTask:
     """Every training clip once, in order, cut as in one stage."""
     sizes = self.config.stages[stage]
     return grain.MapDataset.source(puppet_source(self.config.data.path, "train")).random_map(
-      lambda clip, rng: crop_example(clip, rng, sizes["frames"], sizes["pictures"]), seed=seed
+      lambda clip, rng: crop_example(
+        clip, rng, sizes["frames"], sizes["pictures"], sizes["fields"]
+      ),
+      seed=seed,
     )
 
   def loss(self, model: VideoVAE, batch: dict, key: Array, step: Array) -> tuple[Array, dict]:
@@ -122,8 +126,14 @@ class AutoencoderTask:
     return {f"validation_{name}": value for name, value in psnr(video, result).items()}
 
 
-def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: int) -> dict:
+def crop_example(
+  clip: Clip, rng: np.random.Generator, frames: int, pictures: int, fields: int = 0
+) -> dict:
   """A random crop and random pictures of a clip, mirrored half of the time.
+
+  Half of the time red, green and blue are permuted, and the last `fields` pictures are smooth
+  fields of random colours: people and rooms hardly vary between green and magenta, and an
+  autoencoder that sees nothing else keeps two of the three dimensions of colour for good.
 
   Returns video uint8 [frames, H, W, 3] and pictures uint8 [pictures, H, W, 3]: references, or
   frames of the clip where it has none.
@@ -132,11 +142,18 @@ def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: in
   pool = clip.references if len(clip.references) else clip.video
   chosen = rng.choice(len(pool), pictures, replace=len(pool) < pictures)
   turn = slice(None, None, -1 if rng.integers(2) else 1)
-  video = clip.video[start : start + frames, :, turn]
-  return {
-    "video": np.ascontiguousarray(video),
-    "pictures": np.ascontiguousarray(pool[chosen][:, :, turn]),
-  }
+  colours = rng.permutation(3) if rng.integers(2) else np.arange(3)
+  video = clip.video[start : start + frames, :, turn][..., colours]
+  pictures_rgb = np.ascontiguousarray(pool[chosen][:, :, turn][..., colours])
+  for i in range(pictures - fields, pictures):
+    pictures_rgb[i] = colour_field(rng, *pictures_rgb.shape[1:3])
+  return {"video": np.ascontiguousarray(video), "pictures": pictures_rgb}
+
+
+def colour_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """A random smooth picture uint8 [height, width, 3]: 1 to 4 colours a side, interpolated."""
+  corners = rng.integers(0, 256, (*rng.integers(1, 5, 2), 3), np.uint8)
+  return np.asarray(Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def to_float(pixels: Array) -> Array:
@@ -176,13 +193,13 @@ def reconstruction_terms(video: Array, result: Array, moving: float) -> dict[str
 
 
 def opponent(rgb: Array) -> Array:
-  """Brightness, and half the blue-red and the green-magenta difference, of colours [..., 3].
+  """Brightness, red-blue and green-magenta differences of colours [..., 3].
 
   Absolute errors of R, G and B share the sign of the brightness error, which hides hue from the
   gradient; these three axes learn side by side.
   """
   red, green, blue = jnp.moveaxis(rgb, -1, 0)
-  axes = ((red + green + blue) / 3, (red - blue) / 4, (2 * green - red - blue) / 8)
+  axes = ((red + green + blue) / 3, (red - blue) / 2, (2 * green - red - blue) / 2)
   return jnp.stack(axes, axis=-1)
 
 

@@ -138,6 +138,29 @@ def test_samples_are_a_picture_and_two_numbers(task, tmp_path):
 
 def test_frame_count_of_the_config_is_checked():
   config = get_config("tiny")
-  config.stages = (dict(name="clips", steps=1, frames=6, pictures=1, rate=1.0),)
+  config.stages = (dict(name="clips", steps=1, frames=6, pictures=1, fields=0, rate=1.0),)
   with pytest.raises(ValueError, match="found 6 frames"):
     AutoencoderTask(config)
+
+
+def test_a_wrong_hue_is_felt_under_a_larger_error_of_brightness():
+  np.testing.assert_allclose(autoencoder.opponent(jnp.full(3, 0.6)), [0.6, 0, 0], atol=1e-6)
+  np.testing.assert_allclose(autoencoder.opponent(jnp.array([1.0, 0, -1.0])), [0, 1, 0])
+  video = jnp.zeros((1, 1, 8, 8, 3))
+  hue = jnp.array([0.1, -0.2, 0.1])
+
+  def absolute(amount: jax.Array) -> jax.Array:
+    return autoencoder.reconstruction_terms(video, video - 0.7 + amount * hue, 0.0)["absolute"]
+
+  assert float(jax.grad(absolute)(jnp.array(1.0))) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_colour_fields_replace_the_last_pictures_and_cover_all_hues():
+  fields = []
+  for seed in range(40):
+    example = crop_example(_clip(5), np.random.default_rng(seed), frames=5, pictures=3, fields=1)
+    assert (example["pictures"][:2] == 205).all()
+    fields.append(example["pictures"][2])
+  spread = np.stack(fields).reshape(-1, 3).astype(float)
+  assert np.abs(np.corrcoef(spread.T) - np.eye(3)).max() < 0.5
+  assert spread.std(0).min() > 30
