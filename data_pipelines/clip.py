@@ -36,6 +36,11 @@ def audio_samples(frames: int, fps: float = 24.0) -> int:
   return round(frames / fps * SAMPLE_RATE)
 
 
+def fitted_audio(audio: np.ndarray, samples: int) -> np.ndarray:
+  """The first `samples` of audio [S] as float32, continued with silence where it is shorter."""
+  return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
+
+
 def latent_frames(frames: int) -> int:
   """Latent frames of a clip of 1 + 4k video frames (k + 1 of them)."""
   if frames < 1 or (frames - 1) % 4:

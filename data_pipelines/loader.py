@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_pipelines.clip import ClipError, EncodedClip, audio_samples
+from data_pipelines.clip import ClipError, EncodedClip, audio_samples, fitted_audio
 from lpm_jax.models.text import tokenize
 
 Stages = Sequence[tuple[int, grain.MapDataset]]
@@ -46,6 +46,11 @@ def stage_at(stages: Sequence[tuple[int, object]], step: int) -> int:
   return len(stages) - 1
 
 
+def stack(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Examples of equal shapes as one batch."""
+  return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
 def batches(
   dataset: grain.MapDataset | Stages,
   *,
@@ -78,7 +83,7 @@ def batches(
     source = stages[stage_at(stages, step)][1]
     first = step * batch_size + offset
     examples = [source[index] for index in range(first, first + rows)]
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return stack(examples)
 
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
   steps = grain.MapDataset.range(_FOREVER).map(read)
@@ -142,8 +147,8 @@ def example_from_clip(
   references, kind, label = _choose_references(clip, rng, config)
   return {
     "latents": clip.latents[start : start + config.frames],
-    "speak_audio": _fitted(clip.speak_audio[begin:], samples),
-    "listen_audio": _fitted(clip.listen_audio[begin:], samples),
+    "speak_audio": fitted_audio(clip.speak_audio[begin:], samples),
+    "listen_audio": fitted_audio(clip.listen_audio[begin:], samples),
     "state": clip.state[4 * start : 4 * start + frames],
     "text_tokens": tokenize(clip.text, config.text_length),
     "references": references,
@@ -152,11 +157,6 @@ def example_from_clip(
     "start": np.int32(lead),
     "known": np.int32(known),
   }
-
-
-def _fitted(audio: np.ndarray, samples: int) -> np.ndarray:
-  """Cut, or continued with silence."""
-  return np.pad(audio[:samples], (0, max(0, samples - len(audio))))
 
 
 def _choose_references(

@@ -19,7 +19,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.clip import LABELS_OF_KIND, Clip, audio_samples
+from data_pipelines.clip import LABELS_OF_KIND, Clip, audio_samples, fitted_audio
 from lpm_jax import media
 from lpm_jax.diffusion.continuation import (
   SampleWindow,
@@ -239,8 +239,8 @@ class Generator:
     speak, listen = _encode_audio(
       self._lpm_graph,
       self._lpm_state,
-      np.stack([_fitted(script.speak_audio, samples) for script in scripts]),
-      np.stack([_fitted(script.listen_audio, samples) for script in scripts]),
+      np.stack([fitted_audio(script.speak_audio, samples) for script in scripts]),
+      np.stack([fitted_audio(script.listen_audio, samples) for script in scripts]),
       latents,
     )
     kind = np.stack([script.kind for script in scripts])
@@ -277,11 +277,6 @@ def text_between(texts: TimedTexts, begin: float, end: float) -> str:
     min(end, stop) - max(begin, start) for (start, _), stop in zip(texts, stops, strict=False)
   ]
   return texts[int(np.argmax(held))][1] if held and max(held) > 0 else ""
-
-
-def _fitted(audio: np.ndarray, samples: int) -> np.ndarray:
-  """Cut, or continued with silence."""
-  return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -387,7 +382,7 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
 
 def _sound(inputs: media.Inputs, samples: int) -> np.ndarray:
   """Stereo [S, 2] when both tracks are heard, otherwise mono [S]."""
-  tracks = [_fitted(audio, samples) for audio in (inputs.speak_audio, inputs.listen_audio)]
+  tracks = [fitted_audio(audio, samples) for audio in (inputs.speak_audio, inputs.listen_audio)]
   if any(media.is_silent(track) for track in tracks):
     return tracks[0] + tracks[1]
   return np.stack(tracks, axis=1)

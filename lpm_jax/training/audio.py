@@ -6,7 +6,9 @@ model then starts from features in which a mouth is already visible.
 """
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 
 import grain
 import jax
@@ -17,6 +19,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from data_pipelines.clip import EncodedClip, audio_samples
+from data_pipelines.loader import stack
 from data_pipelines.puppets.pose import POSE_INDEX
 from data_pipelines.records import RecordSource
 from lpm_jax.models.audio import FRAMES_PER_LATENT, AudioConfig, AudioEncoder
@@ -89,15 +92,16 @@ class AudioTask:
       return {}
     rng = np.random.default_rng(0)
     clips = RecordSource(self.config.data.validation)
-    rows = [example_from_clip(clips[i], rng) for i in range(len(clips))]
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    graphdef, state = nnx.split(model)
+    batch = stack([example_from_clip(clips[i], rng) for i in range(len(clips))])
+    scores = self._validation_metrics(*nnx.split(model), batch)
+    return {f"validation_{name}": float(value) for name, value in scores.items()}
 
-    @jax.jit
-    def score(state: nnx.State) -> dict:
-      return self.loss(nnx.merge(graphdef, state), batch, jax.random.key(0), jnp.int32(0))[1]
+  @functools.cached_property
+  def _validation_metrics(self) -> Callable[..., dict]:
+    def metrics_of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict) -> dict:
+      return self.loss(nnx.merge(graphdef, state), batch, None, None)[1]
 
-    return {f"validation_{name}": float(value) for name, value in score(state).items()}
+    return jax.jit(metrics_of, static_argnums=0)
 
 
 # Deviations of FIELDS in puppet clips, so that none of them rules the loss.

@@ -12,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.loader import ExampleConfig, example_from_clip, mixture
+from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
 from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
@@ -43,10 +43,10 @@ class BaseTask:
     """The model of `config.model`."""
     return LPM(self.model_config, rngs=rngs)
 
-  def initialise(self, model: LPM):
-    """Takes the audio encoders from the weights folder `config.audio`, unless it is ""."""
-    if self.config.audio:
-      load_encoders(self.config.audio, model)
+  def initialiser(self) -> Callable[[LPM], None] | None:
+    """Takes the audio encoders from the weights folder `config.audio`; None when it is ""."""
+    folder = self.config.audio
+    return functools.partial(load_encoders, folder) if folder else None
 
   def config_dict(self) -> dict:
     """LPMConfig as plain values."""
@@ -134,12 +134,12 @@ class BaseTask:
     size = min(self.config.batch_size, len(examples))
     losses = []
     for first in range(0, len(examples) - size + 1, size):
-      batch = _stack([examples[i] for i in range(first, first + size)])
+      batch = stack([examples[i] for i in range(first, first + size)])
       key = jax.random.key(VALIDATION_SEED + first)
       losses.append(self._validation_loss(graphdef, state, batch, key))
     clips = self.config.evaluation.sample_clips
     if clips:
-      batch = _stack([examples[i] for i in range(min(clips, len(examples)))])
+      batch = stack([examples[i] for i in range(min(clips, len(examples)))])
       samples.write_samples(model, batch, workdir, step, self.config.evaluation)
     return {"validation_loss": float(np.mean(jax.device_get(losses)))}
 
@@ -149,10 +149,6 @@ class BaseTask:
       return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
 
     return jax.jit(loss_of, static_argnums=0)
-
-
-def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def indices_by_kind(source: RecordSource) -> dict[str, np.ndarray]:

@@ -56,9 +56,11 @@ def prepare(config: ConfigDict) -> Setup:
   state = jax.jit(init, out_shardings=shardings)()
   if config.get("init"):
     path = shipped.weights_file(config.init, config.export)
-    state = _filled(state, graphdef, functools.partial(shipped.load_module, path))
-  elif hasattr(task, "initialise"):
-    state = _filled(state, graphdef, task.initialise)
+    fill = functools.partial(shipped.load_module, path)
+  else:
+    fill = task.initialiser() if hasattr(task, "initialiser") else None
+  if fill:
+    state = _filled(state, graphdef, fill)
   return Setup(task, mesh, graphdef, optimiser, state)
 
 

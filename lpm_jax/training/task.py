@@ -22,7 +22,7 @@ class Task(Protocol):
   A task may also have:
     stages(seed) -> [(steps, dataset)]: endless, shuffled datasets in place of `dataset`;
     learning_rates() -> [(steps, [(path regex, factor), ...])]: factors stage by stage;
-    initialise(model): fills parts of the fresh model with weights trained before, in place;
+    initialiser() -> fill(model) | None: puts weights trained before into the fresh model, in place;
     finish(model): last changes to the averaged model before it is exported;
     sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """
