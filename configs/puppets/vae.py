@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.task = "autoencoder"
   c.export = "vae"
   c.seed = 0
-  c.steps = 4_500
+  c.steps = 1_300
   c.batch_size = 4
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
@@ -28,19 +28,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.validation = "validation"  # split of the samples; "": none
   c.data.statistics_clips = 128
 
-  # stages, per example: frames of a clip (1 + 4k), references coded as clips of one frame, smooth
-  # fields of colour among these. Single pictures are cheap, so appearance is learned there; fewer
-  # than 13 frames would never reach the oldest tap of the decoder in time.
+  # stages, per example: frames of a clip (1 + 4k) and references coded as clips of one frame.
+  # Single pictures are cheap, so appearance is learned there; fewer than 13 frames would never
+  # reach the oldest tap of the decoder in time.
   c.stages = (
-    dict(name="pictures", steps=3_000, frames=1, pictures=3, fields=1, rate=1.0),
-    dict(name="clips", steps=1_500, frames=13, pictures=2, fields=0, rate=1.5),
+    dict(name="pictures", steps=500, frames=1, pictures=3, rate=1.0),
+    dict(name="clips", steps=800, frames=13, pictures=1, rate=1.0),
   )
 
   # model
   c.model = ConfigDict()
-  c.model.base = 12  # eight would not carry three colours through the first halving
+  c.model.base = 8
   c.model.multipliers = (1, 2, 4, 4)
   c.model.blocks = 1
+  c.model.latent_channels = 24
+  c.model.shortcut = True  # starts as the principal components of the data
 
   # loss: weights beside the mean absolute error
   c.loss = ConfigDict()
@@ -51,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # optimiser
   c.optimiser = ConfigDict()
-  c.optimiser.learning_rate = 3e-3
+  c.optimiser.learning_rate = 2e-3
   c.optimiser.final_learning_rate = 1e-5
   c.optimiser.warmup = 100
   c.optimiser.b1 = 0.9
@@ -74,14 +76,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # evaluation
   c.evaluation = ConfigDict()
   c.evaluation.log_every = 20
-  c.evaluation.sample_every = 500
+  c.evaluation.sample_every = 250
 
   if arg == "tiny":
     c.steps = 4
     c.batch_size = 2
     c.stages = (
-      dict(name="pictures", steps=2, frames=1, pictures=2, fields=1, rate=1.0),
-      dict(name="clips", steps=2, frames=5, pictures=1, fields=0, rate=1.0),
+      dict(name="pictures", steps=2, frames=1, pictures=2, rate=1.0),
+      dict(name="clips", steps=2, frames=5, pictures=1, rate=1.0),
     )
     c.data.statistics_clips = 2
     c.model.base = 4

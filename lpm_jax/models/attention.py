@@ -5,14 +5,25 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def attend(query: Array, key: Array, value: Array, *, mask: Array | None = None) -> Array:
+def attend(
+  query: Array,
+  key: Array,
+  value: Array,
+  *,
+  mask: Array | None = None,
+  bias: Array | None = None,
+  scale: float | None = None,
+) -> Array:
   """Softmax attention with fp32 statistics.
 
   Shapes: query [B, S, K, d], key and value [B, T, K, d]; mask bool, broadcast to [B, K, S, T],
-  True where a query may look. Returns [B, S, K, d].
+  True where a query may look; bias fp32, likewise, added to the logits; scale of the logits, by
+  default d ** -0.5. Returns [B, S, K, d].
   """
-  scale = query.shape[-1] ** -0.5
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
   logits = jnp.einsum("bskd,btkd->bkst", query * scale, key, preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits = logits + bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)

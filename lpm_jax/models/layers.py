@@ -70,12 +70,14 @@ def layer_norm(x: Array, *, epsilon: float = 1e-6) -> Array:
 class LayerNorm(nnx.Module):
   """Layer norm with scale and shift, statistics in fp32."""
 
-  def __init__(self, width: int):
+  def __init__(self, width: int, *, epsilon: float = 1e-6):
     self.scale = parameter(jnp.ones(width), ("embed",))
     self.bias = parameter(jnp.zeros(width), ("embed",))
+    self.epsilon = epsilon
 
   def __call__(self, x: Array) -> Array:
-    return (layer_norm(x) * self.scale[...] + self.bias[...]).astype(x.dtype)
+    normed = layer_norm(x, epsilon=self.epsilon)
+    return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

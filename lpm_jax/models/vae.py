@@ -17,6 +17,7 @@ from lpm_jax.models.vae_layers import (
   CausalConv,
   Downsample,
   FrameAttention,
+  LinearCodec,
   PointConv,
   ResidualBlock,
   RMSNorm,
@@ -38,6 +39,7 @@ class VAEConfig:
     blocks: residual blocks per encoder stage (the decoder has one more).
     temporal: for each of the halvings, whether it halves time too.
     latent_channels: channels of a latent.
+    shortcut: whether a `LinearCodec` runs beside the network (Wan2.1 has none).
     dtype: of the computation; parameters stay float32.
   """
 
@@ -46,6 +48,7 @@ class VAEConfig:
   blocks: int = 2
   temporal: tuple[bool, ...] = (False, True, True)
   latent_channels: int = 16
+  shortcut: bool = False
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -87,7 +90,7 @@ def wan21() -> VAEConfig:
 
 def puppets() -> VAEConfig:
   """The size that trains and streams on a laptop CPU at 64x64."""
-  return VAEConfig(base=12, multipliers=(1, 2, 4, 4), blocks=1)
+  return VAEConfig(base=8, multipliers=(1, 2, 4, 4), blocks=1, latent_channels=24, shortcut=True)
 
 
 class LatentStatistic(nnx.Variable):
@@ -129,6 +132,12 @@ class VideoVAE(nnx.Module):
     self.quant.bias[...] = start
     self.post_quant = PointConv(channels, channels, rngs=rngs)
     self.decoder = Decoder(config, rngs=rngs)
+    patch = (config.temporal_stride, config.spatial_stride)
+    self.shortcut = LinearCodec(channels, patch, rngs=rngs) if config.shortcut else None
+    if config.shortcut:
+      for network in (self.encoder, self.decoder):  # the matrices alone at first
+        kernel = network.head.conv.kernel
+        kernel[...] = jnp.zeros_like(kernel[...])
     self.latent_mean = LatentStatistic(jnp.zeros(channels))
     self.latent_std = LatentStatistic(jnp.ones(channels))
 
@@ -200,11 +209,16 @@ class VideoVAE(nnx.Module):
   def _encode(self, video: Array, tape: Tape) -> tuple[Array, Array]:
     moments = self.quant(self.encoder(video.astype(self.config.dtype), tape))
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    if self.shortcut is not None:
+      mean = mean + self.shortcut.encode(video.astype(jnp.float32), starts=tape.starts)
     return mean, log_variance
 
   def _decode(self, latents: Array, tape: Tape) -> Array:
     x = self.post_quant(latents.astype(self.config.dtype))
-    return self.decoder(x, tape).astype(jnp.float32)
+    video = self.decoder(x, tape).astype(jnp.float32)
+    if self.shortcut is not None:
+      video = video + self.shortcut.decode(latents.astype(jnp.float32), starts=tape.starts)
+    return video
 
   def _check_video(self, video: Array):
     stride = self.config.spatial_stride

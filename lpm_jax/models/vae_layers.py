@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax import Array, lax
 
@@ -108,6 +109,67 @@ class TimeConv(Kernel):
     last = x.shape[1] - 2
     taps = (x[:, i : i + last : self.stride] @ kernel[i] for i in range(3))
     return sum(taps) + self.bias[...].astype(x.dtype)
+
+
+class LinearMap(nnx.Module):
+  """Blocks of pixels [..., P] <-> latents [..., C] by one matrix each way and the mean block."""
+
+  def __init__(self, pixels: int, channels: int, *, rngs: nnx.Rngs):
+    basis = nnx.initializers.orthogonal()(rngs.params(), (channels, pixels))
+    self.centre = _parameter(jnp.zeros(pixels), (None,))
+    self.encode = _parameter(basis.T, _AXES)
+    self.decode = _parameter(basis, _AXES)
+
+
+class LinearCodec(nnx.Module):
+  """Video <-> latents, linearly: one map for a first frame, one for every group of frames after it.
+
+  A path beside the network, as the parameter-free shortcuts of Wan2.2's autoencoder are: set to the
+  principal components of the data (`LinearMap` holds them) it leaves to the network what no linear
+  map of single blocks can see. It has no memory, so a stream needs no cache for it.
+
+  Args:
+    channels: latent channels C.
+    patch: frames of a group; rows, and columns, of pixels in a block.
+  """
+
+  def __init__(self, channels: int, patch: tuple[int, int], *, rngs: nnx.Rngs):
+    frames, side = patch
+    self.frames, self.side = frames, side
+    self.first = LinearMap(3 * side * side, channels, rngs=rngs)
+    self.rest = LinearMap(3 * side * side * frames, channels, rngs=rngs)
+
+  def encode(self, video: Array, *, starts: bool) -> Array:
+    """Video [B, T, H, W, 3] -> latents [B, F, h, w, C]; `starts`: its first frame is alone."""
+    parts = [(self.first, video[:, :1], 1)] if starts else []
+    if video.shape[1] > starts:
+      parts.append((self.rest, video[:, int(starts) :], self.frames))
+    latents = [
+      (blocks(part, frames, self.side) - linear.centre[...]) @ linear.encode[...]
+      for linear, part, frames in parts
+    ]
+    return jnp.concatenate(latents, axis=1)
+
+  def decode(self, latents: Array, *, starts: bool) -> Array:
+    """Latents [B, F, h, w, C] -> video [B, T, H, W, 3]; `starts`: the first is a single frame."""
+    parts = [(self.first, latents[:, :1], 1)] if starts else []
+    if latents.shape[1] > starts:
+      parts.append((self.rest, latents[:, int(starts) :], self.frames))
+    video = [
+      unblocks(part @ linear.decode[...] + linear.centre[...], frames, self.side)
+      for linear, part, frames in parts
+    ]
+    return jnp.concatenate(video, axis=1)
+
+
+def blocks(video: Array, frames: int, side: int) -> Array:
+  """Video [B, T, H, W, C] as blocks of frames x side x side: [B, T', H', W', P]."""
+  return rearrange(video, "b (t f) (h p) (w q) c -> b t h w (f p q c)", f=frames, p=side, q=side)
+
+
+def unblocks(pixels: Array, frames: int, side: int) -> Array:
+  """The inverse of `blocks`."""
+  return rearrange(pixels, "b t h w (f p q c) -> b (t f) (h p) (w q) c", f=frames, p=side, q=side)
 
 
 class RMSNorm(nnx.Module):

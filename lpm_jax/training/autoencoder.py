@@ -9,7 +9,7 @@ most of what a performance says.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import grain
 import jax
@@ -25,9 +25,12 @@ from data_pipelines import loader
 from data_pipelines.clip import Clip
 from data_pipelines.puppets.builder import puppet_source
 from lpm_jax.models.vae import VAEConfig, VideoVAE
+from lpm_jax.models.vae_layers import LinearMap, blocks
 from lpm_jax.weights.shipped import config_from_dict
 
 SAMPLE_CLIPS = 8
+SHORTCUT_RATE = 0.1
+PICTURE_STRIDE = 8  # every eighth frame of a clip counts among its pictures
 
 
 class AutoencoderTask:
@@ -36,8 +39,7 @@ class AutoencoderTask:
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
       validation split or "", statistics_clips), `loss` (edges, motion, moving, kl) and `stages`:
-      (name, steps, frames of a crop, pictures beside it, colour fields among them, factor of the
-      learning rate) each.
+      (name, steps, frames of a crop, pictures beside it, factor of the learning rate) each.
   """
 
   def __init__(self, config: ConfigDict):
@@ -54,9 +56,26 @@ class AutoencoderTask:
     """VAEConfig as plain values."""
     return dataclasses.asdict(self.model_config)
 
+  def initialiser(self) -> Callable[[VideoVAE], None] | None:
+    """Sets the shortcut of the model, where it has one, to the principal components of the data."""
+    return self._principal_shortcut if self.model_config.shortcut else None
+
+  def _principal_shortcut(self, model: VideoVAE):
+    source = puppet_source(self.config.data.path, "train")
+    count = min(self.config.data.statistics_clips, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).astype(int)
+    clips = [source[int(i)] for i in chosen]
+    pictures = [np.concatenate([c.video[::PICTURE_STRIDE], c.references]) for c in clips]
+    set_principal(model.shortcut.first, pictures, 1)
+    groups = [clip.video[1:] for clip in clips]
+    set_principal(model.shortcut.rest, groups, self.model_config.temporal_stride)
+
   def learning_rates(self) -> list[tuple[int, tuple]]:
-    """Learning-rate factor of each stage, for all parameters."""
-    return [(stage["steps"], ((".", stage["rate"]),)) for stage in self.config.stages]
+    """Learning-rate factors of each stage; the shortcut, which starts well, follows slowly."""
+    return [
+      (stage["steps"], ((r"^shortcut/", SHORTCUT_RATE * stage["rate"]), (".", stage["rate"])))
+      for stage in self.config.stages
+    ]
 
   def stages(self, seed: int) -> list[tuple[int, grain.MapDataset]]:
     """Training clips without end, as random crops with random reference pictures."""
@@ -69,10 +88,7 @@ class AutoencoderTask:
     """Every training clip once, in order, cut as in one stage."""
     sizes = self.config.stages[stage]
     return grain.MapDataset.source(puppet_source(self.config.data.path, "train")).random_map(
-      lambda clip, rng: crop_example(
-        clip, rng, sizes["frames"], sizes["pictures"], sizes["fields"]
-      ),
-      seed=seed,
+      lambda clip, rng: crop_example(clip, rng, sizes["frames"], sizes["pictures"]), seed=seed
     )
 
   def loss(self, model: VideoVAE, batch: dict, key: Array, step: Array) -> tuple[Array, dict]:
@@ -126,14 +142,8 @@ class AutoencoderTask:
     return {f"validation_{name}": value for name, value in psnr(video, result).items()}
 
 
-def crop_example(
-  clip: Clip, rng: np.random.Generator, frames: int, pictures: int, fields: int = 0
-) -> dict:
+def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: int) -> dict:
   """A random crop and random pictures of a clip, mirrored half of the time.
-
-  Half of the time red, green and blue are permuted, and the last `fields` pictures are smooth
-  fields of random colours: people and rooms hardly vary between green and magenta, and an
-  autoencoder that sees nothing else keeps two of the three dimensions of colour for good.
 
   Returns video uint8 [frames, H, W, 3] and pictures uint8 [pictures, H, W, 3]: references, or
   frames of the clip where it has none.
@@ -142,18 +152,29 @@ def crop_example(
   pool = clip.references if len(clip.references) else clip.video
   chosen = rng.choice(len(pool), pictures, replace=len(pool) < pictures)
   turn = slice(None, None, -1 if rng.integers(2) else 1)
-  colours = rng.permutation(3) if rng.integers(2) else np.arange(3)
-  video = clip.video[start : start + frames, :, turn][..., colours]
-  pictures_rgb = np.ascontiguousarray(pool[chosen][:, :, turn][..., colours])
-  for i in range(pictures - fields, pictures):
-    pictures_rgb[i] = colour_field(rng, *pictures_rgb.shape[1:3])
-  return {"video": np.ascontiguousarray(video), "pictures": pictures_rgb}
+  video, pictures_rgb = clip.video[start : start + frames, :, turn], pool[chosen][:, :, turn]
+  return {"video": np.ascontiguousarray(video), "pictures": np.ascontiguousarray(pictures_rgb)}
 
 
-def colour_field(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-  """A random smooth picture uint8 [height, width, 3]: 1 to 4 colours a side, interpolated."""
-  corners = rng.integers(0, 256, (*rng.integers(1, 5, 2), 3), np.uint8)
-  return np.asarray(Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC))
+def set_principal(linear: LinearMap, videos: Iterable[np.ndarray], frames: int):
+  """Sets a linear map to the principal components of the blocks of videos uint8 [T, H, W, 3].
+
+  Latents then have mean 0 and deviation 1 and are not correlated; of all linear maps this one has
+  the smallest squared error. T is a multiple of `frames`.
+  """
+  pixels, channels = linear.encode.shape
+  side = int((pixels / frames / 3) ** 0.5)
+  count, total, square = 0, np.zeros(pixels), np.zeros((pixels, pixels))
+  for video in videos:
+    x = blocks(np.asarray(video, np.float32)[None] / 127.5 - 1.0, frames, side).reshape(-1, pixels)
+    count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
+  centre = total / count
+  variance, basis = np.linalg.eigh(square / count - np.outer(centre, centre))
+  deviation = np.sqrt(np.maximum(variance[::-1][:channels], 1e-8))
+  basis = basis[:, ::-1][:, :channels]
+  linear.centre[...] = jnp.asarray(centre, jnp.float32)
+  linear.encode[...] = jnp.asarray(basis / deviation, jnp.float32)
+  linear.decode[...] = jnp.asarray((basis * deviation).T, jnp.float32)
 
 
 def to_float(pixels: Array) -> Array:

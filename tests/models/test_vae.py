@@ -12,7 +12,7 @@ from lpm_jax.models.convolution import video_convolution
 from lpm_jax.models.vae import VAEConfig, VideoVAE, puppets, wan21
 from lpm_jax.models.vae_layers import Tape
 
-TINY = VAEConfig(base=4, multipliers=(1, 2, 2), blocks=1, temporal=(True, True))
+TINY = VAEConfig(base=4, multipliers=(1, 2, 2), blocks=1, temporal=(True, True), shortcut=True)
 
 
 @pytest.fixture(scope="module")

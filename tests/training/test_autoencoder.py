@@ -103,6 +103,35 @@ def test_statistics_normalise_the_latents_of_their_clips(task):
     latent_statistics(model, [])
 
 
+def test_shortcut_starts_as_the_principal_components(task):
+  """Its error is the smallest of any linear map: the variance that eight components leave."""
+  task.config.model.update(shortcut=True, latent_channels=8)
+  task.config.data.statistics_clips = 4
+  task = AutoencoderTask(task.config)
+  model = task.build(nnx.Rngs(3))
+  task.initialiser()(model)
+  videos = np.stack([_clip(seed).video for seed in range(4)])[:, 1:] / 127.5 - 1.0
+  pairs = videos.reshape(4, 4, 2, SIZE // 2, 2, SIZE // 2, 2, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  pairs = pairs.reshape(-1, 24)
+  singular = np.linalg.svd(pairs - pairs.mean(0), compute_uv=False)
+  shortcut = model.shortcut
+  latents = shortcut.encode(jnp.asarray(videos, jnp.float32), starts=False)
+  np.testing.assert_allclose(latents.reshape(-1, 8).mean(0), 0, atol=1e-3)
+  np.testing.assert_allclose(np.cov(latents.reshape(-1, 8).T), np.eye(8), atol=2e-2)
+  error = np.sum((np.asarray(shortcut.decode(latents, starts=False)) - videos) ** 2)
+  assert error == pytest.approx(np.sum(singular[8:] ** 2), rel=1e-2, abs=1e-3)
+
+
+def test_a_fresh_model_with_a_shortcut_is_the_shortcut(task):
+  task.config.model.update(shortcut=True, latent_channels=8)
+  model = AutoencoderTask(task.config).build(nnx.Rngs(4))
+  video = jax.random.uniform(jax.random.key(0), (1, 5, SIZE, SIZE, 3), minval=-1)
+  latents = model.shortcut.encode(video, starts=True)
+  np.testing.assert_allclose(model.encode(video), latents, atol=1e-5)
+  expected = model.shortcut.decode(latents, starts=True)
+  np.testing.assert_allclose(model.decode_posterior(latents), expected, atol=1e-5)
+
+
 def test_finish_sets_the_statistics(task):
   model = task.build(nnx.Rngs(2))
   task.finish(model)
@@ -138,7 +167,7 @@ def test_samples_are_a_picture_and_two_numbers(task, tmp_path):
 
 def test_frame_count_of_the_config_is_checked():
   config = get_config("tiny")
-  config.stages = (dict(name="clips", steps=1, frames=6, pictures=1, fields=0, rate=1.0),)
+  config.stages = (dict(name="clips", steps=1, frames=6, pictures=1, rate=1.0),)
   with pytest.raises(ValueError, match="found 6 frames"):
     AutoencoderTask(config)
 
@@ -153,14 +182,3 @@ def test_a_wrong_hue_is_felt_under_a_larger_error_of_brightness():
     return autoencoder.reconstruction_terms(video, video - 0.7 + amount * hue, 0.0)["absolute"]
 
   assert float(jax.grad(absolute)(jnp.array(1.0))) == pytest.approx(0.3, rel=1e-4)
-
-
-def test_colour_fields_replace_the_last_pictures_and_cover_all_hues():
-  fields = []
-  for seed in range(40):
-    example = crop_example(_clip(5), np.random.default_rng(seed), frames=5, pictures=3, fields=1)
-    assert (example["pictures"][:2] == 205).all()
-    fields.append(example["pictures"][2])
-  spread = np.stack(fields).reshape(-1, 3).astype(float)
-  assert np.abs(np.corrcoef(spread.T) - np.eye(3)).max() < 0.5
-  assert spread.std(0).min() > 30
