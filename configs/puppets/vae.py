@@ -21,6 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
   c.init = ""  # a weights folder to start from; "puppets" is the shipped one
+  c.trainable = "decoder"  # latents stay the principal components; "all": the encoder learns too
 
   # data
   c.data = ConfigDict()

@@ -38,13 +38,18 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl) and `stages`:
-      (name, steps, frames of a crop, pictures beside it, factor of the learning rate) each.
+      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl), `trainable`
+      ("all", or "decoder": latents stay what the encoder starts with) and `stages`: (name, steps,
+      frames of a crop, pictures beside it, factor of the learning rate) each.
+
+  Raises ValueError for another `trainable`.
   """
 
   def __init__(self, config: ConfigDict):
     self.config = config
     self.model_config = config_from_dict(VAEConfig, config.model.to_dict())
+    if config.trainable not in ("all", "decoder"):
+      raise ValueError(f"trainable: found {config.trainable!r}, expected 'all' or 'decoder'")
     for stage in config.stages:
       self.model_config.latent_frames(stage["frames"])
 
@@ -113,6 +118,8 @@ class AutoencoderTask:
 
   def _autoencode(self, model: VideoVAE, video: Array, key: Array) -> dict[str, Array]:
     mean, log_variance = model.encode_moments(video)
+    if self.config.trainable == "decoder":
+      mean, log_variance = jax.lax.stop_gradient((mean, log_variance))
     log_variance = jnp.clip(log_variance, -20.0, 10.0)
     noise = jax.random.normal(key, mean.shape)
     result = model.decode_posterior(mean + jnp.exp(0.5 * log_variance) * noise)

@@ -56,6 +56,7 @@ def task(monkeypatch) -> AutoencoderTask:
 
 
 def test_loss_falls(task):
+  task.config.trainable = "all"
   model = task.build(nnx.Rngs(0))
   graphdef = nnx.graphdef(model)
   optimiser = optax.adam(1e-2)
@@ -68,6 +69,26 @@ def test_loss_falls(task):
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))
   assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(task):
+  task.config.model.update(shortcut=True, latent_channels=8)
+  task = AutoencoderTask(task.config)
+  graphdef, params = nnx.split(task.build(nnx.Rngs(0)))
+  example = task.dataset(0)[0]
+  batch = {name: value[None] for name, value in example.items()}
+
+  def loss(params):
+    return task.loss(nnx.merge(graphdef, params), batch, jax.random.key(0), jnp.int32(0))[0]
+
+  gradient = nnx.to_flat_state(jax.grad(loss, allow_int=True)(params))
+  moved = {"/".join(map(str, path)) for path, g in gradient if np.any(g[...])}
+  assert {"shortcut/rest/decode", "decoder/head/conv/kernel"} <= moved
+  assert not [p for p in moved if p.startswith(("encoder", "quant")) or p.endswith("/encode")]
+
+  task.config.trainable = "encoder"
+  with pytest.raises(ValueError, match="trainable: found 'encoder'"):
+    AutoencoderTask(task.config)
 
 
 def test_crops_are_consecutive_frames_and_pictures_are_references():
