@@ -18,7 +18,7 @@ from data_pipelines import records
 from data_pipelines.clip import Clip, EncodedClip
 from data_pipelines.puppets import builder
 from lpm_jax.models.vae import VideoVAE
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading
 
 MAX_REFERENCES = 16
 
@@ -71,7 +71,7 @@ def encode(config, workdir: str):
   Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record, `config.clips_per_shard` clips each; process p
   of n writes the shards p, p + n, ...
   """
-  encoder = make_encoder(shipped.load_vae(config.weights))
+  encoder = make_encoder(loading.load_vae(config.weights))
   for split in config.splits:
     clips = builder.puppet_source(config.data_dir, split)
     starts = range(0, len(clips), config.clips_per_shard)

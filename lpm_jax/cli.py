@@ -48,12 +48,36 @@ def evaluate(config, workdir: str):
   run.evaluate(config, workdir)
 
 
+def weights_import(config, workdir: str):
+  """Take a published checkpoint over (Wan2.1, umT5, wav2vec 2.0); `lpm train` starts from it."""
+  from lpm_jax.weights import importing
+
+  importing.import_weights(config, workdir)
+
+
+def weights_export(config, workdir: str):
+  """Write weights as a checkpoint that diffusers reads."""
+  from lpm_jax.weights import exporting
+
+  exporting.export_weights(config, workdir)
+
+
+def weights_check(config, workdir: str):
+  """Compare an import with its source, tensor by tensor."""
+  from lpm_jax.weights import importing
+
+  importing.check_weights(config, workdir)
+
+
 VERBS: dict[str, Callable] = {
   "data puppets": data_puppets,
   "data encode": data_encode,
   "train": train,
   "generate": generate,
   "evaluate": evaluate,
+  "weights import": weights_import,
+  "weights export": weights_export,
+  "weights check": weights_check,
 }
 
 

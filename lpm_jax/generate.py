@@ -36,7 +36,7 @@ from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import VAECache, VideoVAE
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading
 
 TimedTexts = Sequence[tuple[float, str]]
 _GLOBAL = 0
@@ -345,7 +345,7 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
   """`lpm generate`: reads what the config names, makes the video, writes it into `workdir`.
 
   Args:
-    config: the fields of `media.Request`; `weights` (a folder for `shipped.load_models`),
+    config: the fields of `media.Request`; `weights` (a folder for `loading.load_models`),
       `generation` (fields of `GenerateSettings`), `seed`, `output` (file name in `workdir`),
       `scale` (enlargement).
     workdir: folder that is written.
@@ -364,7 +364,7 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
   inputs = media.read_inputs(media.Request(**{n: config[n] for n in names & set(config)}))
   settings = GenerateSettings(**config.generation)
   media.check_writable(output)
-  generator = Generator(*shipped.load_models(config.weights), settings)
+  generator = Generator(*loading.load_models(config.weights), settings)
   frames = generator.generate(
     inputs.picture,
     inputs.references,

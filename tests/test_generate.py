@@ -18,7 +18,7 @@ from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.models.text import TextConfig
 from lpm_jax.models.transformer import TransformerConfig
 from lpm_jax.models.vae import VAEConfig, VideoVAE
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading
 
 SIZE = 8
 ONE_WINDOW, THREE_WINDOWS = 13, 29  # frames of 4 and of 8 latents, in windows of 4
@@ -193,7 +193,7 @@ def test_settings_that_cannot_work_are_refused(field, value):
 
 @pytest.fixture
 def config(tmp_path, models, monkeypatch):
-  monkeypatch.setattr(shipped, "load_models", lambda folder: models)
+  monkeypatch.setattr(loading, "load_models", lambda folder: models)
   Image.fromarray(_picture()).save(tmp_path / "me.png")
   for name, seed in (("speak", 1), ("listen", 2)):
     # Any video is an audio file too.
@@ -244,7 +244,7 @@ def test_bad_input_is_told_before_any_work(config, tmp_path, monkeypatch, field,
   def never(folder):
     raise AssertionError("weights were loaded before the inputs were checked")
 
-  monkeypatch.setattr(shipped, "load_models", never)
+  monkeypatch.setattr(loading, "load_models", never)
   (tmp_path / "empty.png").touch()
   (tmp_path / "cut.mp4").write_bytes((tmp_path / "speak.mp4").read_bytes()[:2000])
   still = np.zeros((13, 8, 8, 3), np.uint8)

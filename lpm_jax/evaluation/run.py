@@ -22,7 +22,7 @@ from lpm_jax.evaluation.probe import Probe, load_probe
 from lpm_jax.evaluation.scoring import System, Take
 from lpm_jax.generate import GenerateSettings, Generator
 from lpm_jax.models.vae import VideoVAE
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading
 
 
 def render_system(clips: Sequence[Clip]) -> list[np.ndarray]:
@@ -92,7 +92,7 @@ def load_systems(config: ConfigDict) -> dict[str, System]:
   """The systems of `config.systems` by name, anchors first; weights from `config.weights`."""
   makers: dict[str, Callable[[], System]] = {
     "render": lambda: render_system,
-    "vae": lambda: vae_system(shipped.load_vae(config.weights)),
+    "vae": lambda: vae_system(loading.load_vae(config.weights)),
     "model": lambda: load_generator(config).generate_batch,
     "still": lambda: still_system,
   }
@@ -104,7 +104,7 @@ def load_systems(config: ConfigDict) -> dict[str, System]:
 
 def load_generator(config: ConfigDict) -> Generator:
   """The model under test with the solver of `config.generation`."""
-  lpm, vae = shipped.load_models(config.weights)
+  lpm, vae = loading.load_models(config.weights)
   return Generator(lpm, vae, GenerateSettings(**config.generation))
 
 

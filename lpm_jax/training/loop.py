@@ -27,7 +27,7 @@ from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.state import TrainState, averaged_model, create_state
 from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import Task, make_task
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading, shipped
 
 
 @dataclasses.dataclass
@@ -55,8 +55,7 @@ def prepare(config: ConfigDict) -> Setup:
   shardings = tree_shardings(jax.eval_shape(init), mesh, config.sharding.rules)
   state = jax.jit(init, out_shardings=shardings)()
   if config.get("init"):
-    path = shipped.weights_file(config.init, config.export)
-    fill = functools.partial(shipped.load_module, path)
+    fill = loading.initialiser(config.init, config.export)
   else:
     fill = task.initialiser() if hasattr(task, "initialiser") else None
   if fill:

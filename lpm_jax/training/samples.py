@@ -16,7 +16,7 @@ from lpm_jax.diffusion import guidance, solvers
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
 from lpm_jax.models.vae import VideoVAE
-from lpm_jax.weights import shipped
+from lpm_jax.weights import loading
 
 
 def encode_window(model: LPM, batch: dict[str, jax.Array]) -> Conditions:
@@ -47,7 +47,7 @@ def write_samples(
     shift=config.sample_shift,
     strength=config.sample_guidance,
   )
-  vae = nnx.split(shipped.load_vae(config.vae))
+  vae = nnx.split(loading.load_vae(config.vae))
   both = [_decode(*vae, latents) for latents in (made, batch["latents"])]
   frames = np.concatenate([np.asarray(video) for video in both], axis=3)
   folder = pathlib.Path(workdir) / "samples"

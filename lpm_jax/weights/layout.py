@@ -28,6 +28,7 @@ class Entry:
     axes: einops pattern from the tensor there to the parameter here.
     index: its place on the leading `layers` axis of the parameter, or None.
     sizes: of the axes that `axes` joins, by name.
+    kept: (axis there, n, m): only the first n of its m indices have a place here.
   """
 
   source: str
@@ -35,9 +36,13 @@ class Entry:
   axes: str = SAME
   index: int | None = None
   sizes: tuple[tuple[str, int], ...] = ()
+  kept: tuple[int, int, int] | None = None
 
   def imported(self, tensor: np.ndarray) -> np.ndarray:
-    """The tensor in our order of axes."""
+    """What is kept of the tensor, in our order of axes."""
+    if self.kept:
+      axis, first, _ = self.kept
+      tensor = tensor[(slice(None),) * axis + (slice(first),)]
     return rearrange(tensor, self.axes, **dict(self.sizes))
 
   def exported(self, parameter: np.ndarray) -> np.ndarray:
@@ -48,7 +53,20 @@ class Entry:
   def shape(self, target_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the public tensor, given that of the whole parameter here."""
     part = target_shape if self.index is None else target_shape[1:]
-    return self.exported(np.broadcast_to(np.float32(0), part)).shape
+    shape = self.exported(np.broadcast_to(np.float32(0), part)).shape
+    return self._resized(shape, self.kept[2]) if self.kept else shape
+
+  def left_out(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The part of a public tensor of this shape that is not kept, as {"name[:, n:]": its shape}."""
+    if not self.kept:
+      return {}
+    axis, first, of = self.kept
+    part = "[" + ":, " * axis + f"{first}:]"
+    return {self.source + part: self._resized(shape, of - first)}
+
+  def _resized(self, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    axis = self.kept[0]
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def linear(source: str, target: str, index: int | None = None, *, bias: bool = True) -> list[Entry]:
@@ -110,19 +128,23 @@ def check(
     WeightsError: a missing, unknown or wrongly shaped tensor, by name.
   """
   entries, state = list(entries), flat_state(module)
-  left = dict(shapes)
+  left, parts = dict(shapes), {}
+  if not any(entry.source in left for entry in entries):
+    raise WeightsError(f"{where}: another model: none of the {len(entries)} tensors is in it")
   for entry in entries:
     if entry.source not in left:
       raise WeightsError(f"{where}: {entry.source}: missing")
     found, expected = tuple(left.pop(entry.source)), entry.shape(state[entry.target].shape)
     if found != expected:
       raise WeightsError(f"{where}: {entry.source}: found shape {found}, expected {expected}")
+    parts |= entry.left_out(found)
   unknown = sorted(name for name in left if not dropped(name))
   if unknown:
-    raise WeightsError(f"{where}: {unknown[0]}: not known, as {len(unknown) - 1} others")
+    others = f", nor are {len(unknown) - 1} others" if len(unknown) > 1 else ""
+    raise WeightsError(f"{where}: {unknown[0]}: not known{others}")
   filled = {entry.target for entry in entries}
   new = {path: leaf.shape for path, leaf in state.items() if path not in filled}
-  return Differences(dropped=left, new=new)
+  return Differences(dropped=left | parts, new=new)
 
 
 def fill(entries: Iterable[Entry], module: nnx.Module, tensors: Mapping[str, np.ndarray]):
@@ -143,3 +165,8 @@ def read_out(entries: Iterable[Entry], module: nnx.Module) -> dict[str, np.ndarr
     part = value if entry.index is None else value[entry.index]
     tensors[entry.source] = np.ascontiguousarray(entry.exported(part))
   return tensors
+
+
+def names_in_common(entries: Iterable[Entry], names: Mapping[str, object]) -> int:
+  """How many tensors of a layout a checkpoint has."""
+  return sum(entry.source in names for entry in entries)

@@ -1,4 +1,4 @@
-"""Weights as safetensors beside their config: the shipped puppet weights, or any such folder."""
+"""Weights files: safetensors beside their config. The shipped puppet weights are such files."""
 
 import dataclasses
 import json
@@ -13,9 +13,6 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-
-from lpm_jax.models.lpm import LPM, LPMConfig
-from lpm_jax.models.vae import VAEConfig, VideoVAE
 
 PUPPETS = pathlib.Path(__file__).parent / "puppets"
 
@@ -119,18 +116,3 @@ def weights_file(folder: str | os.PathLike, name: str) -> pathlib.Path:
   if not path.is_file():
     raise WeightsError(f"{path}: no such weights file")
   return path
-
-
-def load_vae(folder: str | os.PathLike = "puppets") -> VideoVAE:
-  """The autoencoder of a weights folder (vae.safetensors)."""
-  return load_built(weights_file(folder, "vae"), VAEConfig, VideoVAE)
-
-
-def load_base(folder: str | os.PathLike = "puppets") -> LPM:
-  """The Base model of a weights folder (base.safetensors)."""
-  return load_built(weights_file(folder, "base"), LPMConfig, LPM)
-
-
-def load_models(folder: str | os.PathLike = "puppets") -> tuple[LPM, VideoVAE]:
-  """Base model and autoencoder of a weights folder."""
-  return load_base(folder), load_vae(folder)

@@ -61,15 +61,24 @@ def dropped(name: str) -> bool:
   return any(part in f".{name}" or name.startswith(part) for part in _DROPPED)
 
 
-def transformer_layout(config: TransformerConfig, layout: str = "diffusers") -> list[Entry]:
+def transformer_layout(
+  config: TransformerConfig, layout: str = "diffusers", *, inputs: int | None = None
+) -> list[Entry]:
   """Entries of Wan2.1's transformer for a `VideoTransformer`; its audio branch is not among them.
+
+  Args:
+    config: sizes.
+    layout: whose names, one of LAYOUTS.
+    inputs: input channels of the public model, by default as many as ours. The image-to-video model
+      has 36: first the 16 of the noisy latents, which are kept, then mask and picture.
 
   Raises ValueError for an unknown layout.
   """
   names = _layout_names(layout)
+  kept = None if inputs in (None, config.channels) else (1, config.channels, inputs)
   patch = (("p", config.patch[0]), ("q", config.patch[1]))
   entries = [
-    Entry("patch_embedding.weight", "patch_in/kernel", "d c 1 p q -> (p q c) d", None, patch),
+    Entry("patch_embedding.weight", "patch_in/kernel", "d c 1 p q -> (p q c) d", None, patch, kept),
     Entry("patch_embedding.bias", "patch_in/bias"),
     *linear(names["text"][0], "text_up"),
     *linear(names["text"][1], "text_down"),

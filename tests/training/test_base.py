@@ -106,7 +106,7 @@ def test_sample_videos_show_model_and_clip_side_by_side(
   config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   vae = VideoVAE(VAEConfig(base=4, multipliers=(1, 1, 1, 1), blocks=1), rngs=nnx.Rngs(0))
-  monkeypatch.setattr(samples.shipped, "load_vae", lambda folder: vae)
+  monkeypatch.setattr(samples.loading, "load_vae", lambda folder: vae)
   task = BaseTask(config)
   example = task.dataset(0, stage=0)[0]
   batch = {name: np.stack([rows]) for name, rows in example.items()}
