@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss.motion = 0.5
   c.loss.moving = 4.0
   c.loss.kl = 1e-4
+  c.loss.noise = 0.4
 
   # optimiser
   c.optimiser = ConfigDict()

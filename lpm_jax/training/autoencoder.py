@@ -38,7 +38,8 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl), `trainable`
+      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl, and noise: the
+      decoder sees latents with up to this deviation of noise, as generated ones have), `trainable`
       ("all", or "decoder": latents stay what the encoder starts with) and `stages`: (name, steps,
       frames of a crop, pictures beside it, factor of the learning rate) each.
 
@@ -121,8 +122,10 @@ class AutoencoderTask:
     if self.config.trainable == "decoder":
       mean, log_variance = jax.lax.stop_gradient((mean, log_variance))
     log_variance = jnp.clip(log_variance, -20.0, 10.0)
-    noise = jax.random.normal(key, mean.shape)
-    result = model.decode_posterior(mean + jnp.exp(0.5 * log_variance) * noise)
+    draws = jax.random.split(key)
+    level = jax.random.uniform(draws[0], (len(mean), 1, 1, 1, 1), maxval=self.config.loss.noise)
+    noise = jax.random.normal(draws[1], mean.shape)
+    result = model.decode_posterior(mean + jnp.hypot(jnp.exp(0.5 * log_variance), level) * noise)
     kl = 0.5 * jnp.mean(mean**2 + jnp.exp(log_variance) - 1 - log_variance)
     return {"kl": kl, **reconstruction_terms(video, result, self.config.loss.moving)}
 
