@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lpm_jax.models.conditions import Conditions
+from configs.lpm_17b.weights import get_config as weights_config
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
 from lpm_jax.models.umt5 import UMT5Config, UMT5Encoder
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Encoder, normalise_waveform
-from lpm_jax.weights import encoders, layout, wan
+from lpm_jax.weights import encoders, layout, loading, wan
+from lpm_jax.weights.exporting import export_weights
+from lpm_jax.weights.importing import import_weights
+from tests.fixtures.golden import TRUNK, UMT5, VAE, WAVES
+from tests.weights.conditions import no_references
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -47,9 +51,6 @@ def filled(build, entries, tensors, dropped=lambda name: False) -> nnx.Module:
   return module
 
 
-TRUNK = TransformerConfig(width=48, heads=4, layers=4, hidden=80, text_width=20, audio_width=8)
-
-
 def public_trunk(config: TransformerConfig = TRUNK, **options):
   return diffusers.WanTransformer3DModel(
     patch_size=(1, *config.patch),
@@ -62,19 +63,6 @@ def public_trunk(config: TransformerConfig = TRUNK, **options):
     num_layers=config.layers,
     rope_max_seq_len=64,
     **options,
-  )
-
-
-def no_references(config: TransformerConfig, text, shape) -> Conditions:
-  batch, frames, height, width, channels = shape
-  silence = jnp.zeros((batch, frames, 4, config.audio_width))
-  return Conditions(
-    text=text,
-    speak=silence,
-    listen=silence,
-    references=jnp.zeros((batch, 1, height, width, channels)),
-    reference_kind=jnp.full((batch, 1), -1, jnp.int32),
-    reference_label=jnp.full((batch, 1), -1, jnp.int32),
   )
 
 
@@ -97,9 +85,6 @@ def test_transformer_without_audio_is_wan(shape, timestep):
   times = jnp.full(shape[:2], timestep)
   found = jax.jit(ours.__call__)(latents, times, no_references(TRUNK, jnp.asarray(text), shape))
   assert relative_error(np.moveaxis(np.asarray(found), -1, 1), expected) <= 1e-5
-
-
-VAE = VAEConfig(base=8, multipliers=(1, 2, 4, 4), blocks=2)
 
 
 def public_vae(config: VAEConfig = VAE):
@@ -136,21 +121,23 @@ def test_autoencoder_is_wan(both_vaes, frames):
   assert relative_error(np.moveaxis(found, -1, 1), decoded) <= 1e-5
 
 
-UMT5 = UMT5Config(vocabulary=50, width=24, heads=3, head=10, hidden=36, layers=3)
+def public_umt5(config: UMT5Config):
+  return transformers.UMT5EncoderModel(
+    transformers.UMT5Config(
+      vocab_size=config.vocabulary,
+      d_model=config.width,
+      d_kv=config.head,
+      d_ff=config.hidden,
+      num_layers=config.layers,
+      num_heads=config.heads,
+      feed_forward_proj="gated-gelu",
+    )
+  )
 
 
 @pytest.mark.parametrize("length", [1, 9, 300])
 def test_umt5_is_transformers(length):
-  config = transformers.UMT5Config(
-    vocab_size=UMT5.vocabulary,
-    d_model=UMT5.width,
-    d_kv=UMT5.head,
-    d_ff=UMT5.hidden,
-    num_layers=UMT5.layers,
-    num_heads=UMT5.heads,
-    feed_forward_proj="gated-gelu",
-  )
-  theirs = randomised(transformers.UMT5EncoderModel(config))
+  theirs = randomised(public_umt5(UMT5))
   ours = filled(
     lambda: UMT5Encoder(UMT5, rngs=nnx.Rngs(0)),
     encoders.umt5_layout(UMT5),
@@ -166,13 +153,8 @@ def test_umt5_is_transformers(length):
   assert relative_error(found, expected * present[..., None]) <= 1e-5
 
 
-SMALL_WAV = dict(channels=12, width=32, heads=4, hidden=40, layers=3)
-SMALL_WAV.update(position_kernel=16, position_groups=4)
-
-
-@pytest.mark.parametrize("large", [False, True])
-def test_every_hidden_state_of_wav2vec2_is_transformers(large):
-  config = Wav2Vec2Config(layer_norm=large, **SMALL_WAV)
+def public_wav2vec2(config: Wav2Vec2Config):
+  large = config.layer_norm
   public = transformers.Wav2Vec2Config(
     conv_dim=(config.channels,) * len(config.kernels),
     hidden_size=config.width,
@@ -185,7 +167,13 @@ def test_every_hidden_state_of_wav2vec2_is_transformers(large):
     conv_bias=large,
     do_stable_layer_norm=large,
   )
-  theirs = randomised(transformers.Wav2Vec2Model(public))
+  return transformers.Wav2Vec2Model(public)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_every_hidden_state_of_wav2vec2_is_transformers(large):
+  config = WAVES[large]
+  theirs = randomised(public_wav2vec2(config))
   ours = filled(
     lambda: Wav2Vec2Encoder(config, rngs=nnx.Rngs(0)),
     encoders.wav2vec2_layout(config),
@@ -236,6 +224,60 @@ def test_every_published_name_and_shape_has_its_place(size):
     assert sum(int(np.prod(shape)) for shape in found.new.values()) == pytest.approx(
       3.147e9, rel=1e-3
     )
+
+
+def test_the_image_to_video_checkpoint_loses_clip_and_twenty_channels():
+  """All of the 14B names and shapes, as shapes only."""
+  config = TransformerConfig.lpm_17b()
+  with torch.device("meta"):
+    theirs = public_trunk(config, in_channels=36, image_dim=1280, added_kv_proj_dim=5120)
+  shapes = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
+  ours = nnx.eval_shape(lambda: VideoTransformer(config, rngs=nnx.Rngs(0)))
+  entries = wan.transformer_layout(config, inputs=36)
+  found = layout.check(entries, ours, shapes, dropped=wan.dropped, where="I2V 14B")
+  clip = {name for name in shapes if "image_embedder" in name or "add" in name}
+  assert len(clip) == 40 * 5 + 8
+  assert set(found.dropped) == clip | {"patch_embedding.weight[:, 16:]"}
+  assert found.dropped["patch_embedding.weight[:, 16:]"] == (5120, 20, 1, 2, 2)
+
+
+def test_diffusers_reads_what_is_exported(tmp_path):
+  """Weights, config and shards: the public module runs on them and is ours."""
+  source = tmp_path / "public"
+  randomised(public_trunk()).save_pretrained(source)
+  config = weights_config("t2v_1b")
+  sizes = dict(width=48, heads=4, layers=4, hidden=80, text_width=20, audio_width=8)
+  config.update(model=sizes, source=str(source), weights=str(tmp_path / "ours"))
+  import_weights(config, tmp_path / "ours")
+  export_weights(config, tmp_path / "out")
+  first, second = (
+    diffusers.WanTransformer3DModel.from_pretrained(folder)
+    for folder in (source, tmp_path / "out/transformer")
+  )
+  assert dict(first.config, _name_or_path="") == dict(second.config, _name_or_path="")
+  for name, value in first.state_dict().items():
+    assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_pytorch_file_imports_like_safetensors(tmp_path):
+  """The autoencoder is published as .pth, under its makers' names."""
+  names = zip(wan.vae_layout(VAE, "original"), wan.vae_layout(VAE, "diffusers"), strict=True)
+  tensors = randomised(public_vae()).state_dict()
+  renamed = {original.source: tensors[public.source] for original, public in names}
+  torch.save(renamed, tmp_path / "Wan2.1_VAE.pth")
+  config = weights_config("vae")
+  config.update(source=str(tmp_path / "Wan2.1_VAE.pth"))
+  config.model = dict(base=8, multipliers=(1, 2, 4, 4), blocks=2)
+  import_weights(config, tmp_path / "ours")
+  ours = loading.load_vae(tmp_path / "ours")
+  assert tuple(np.asarray(ours.latent_mean[...])) == tuple(np.float32(wan.LATENT_MEAN))
+  found = layout.read_out(wan.vae_layout(VAE), ours)
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(found[name], value.numpy())
+  whole = (tmp_path / "Wan2.1_VAE.pth").read_bytes()
+  (tmp_path / "Wan2.1_VAE.pth").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(layout.WeightsError, match=r"Wan2\.1_VAE\.pth: not a whole PyTorch"):
+    import_weights(config, tmp_path / "again")
 
 
 def test_latent_statistics_are_the_published_ones():
