@@ -41,7 +41,7 @@ WORKER = pathlib.Path(__file__).with_name("torch_step.py")
 def make_batch(config: ConfigDict, task: BaseTask) -> dict[str, np.ndarray]:
   """A batch of noise, cut as training cuts clips, with a global and other references."""
   rng = np.random.default_rng(0)
-  latents = config.data.latent_frames
+  latents, channels = config.data.latent_frames, config.model.transformer.channels
   frames = 4 * (latents - 1) + 1
   cut = ExampleConfig(latents, config.data.slots, task.model_config.text.length, 1.0, 1.0)
 
@@ -51,11 +51,11 @@ def make_batch(config: ConfigDict, task: BaseTask) -> dict[str, np.ndarray]:
       *("noise",) * 5,
       fps=24.0,
       text="She speaks, looks to the left, then smiles and nods.",
-      latents=rng.normal(size=(latents, 8, 8, 16)).astype(np.float32),
+      latents=rng.normal(size=(latents, 8, 8, channels)).astype(np.float32),
       speak_audio=tracks[0].astype(np.float32),
       listen_audio=tracks[1].astype(np.float32),
       state=np.ones(frames, np.int8),
-      references=rng.normal(size=(6, 8, 8, 16)).astype(np.float32),
+      references=rng.normal(size=(6, 8, 8, channels)).astype(np.float32),
       reference_kind=np.array([0, 1, 1, 2, 2, 2], np.int32),
       reference_label=np.array([0, 1, 2, 1, 4, 5], np.int32),
     )

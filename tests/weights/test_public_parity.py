@@ -8,9 +8,9 @@ from flax import nnx
 
 from configs.lpm_17b.weights import get_config as weights_config
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
-from lpm_jax.models.umt5 import UMT5Config, UMT5Encoder
-from lpm_jax.models.vae import VAEConfig, VideoVAE
-from lpm_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Encoder, normalise_waveform
+from lpm_jax.models.umt5 import UMT5Encoder
+from lpm_jax.models.vae import VideoVAE
+from lpm_jax.models.wav2vec2 import Wav2Vec2Encoder, normalise_waveform
 from lpm_jax.weights import encoders, layout, loading, wan
 from lpm_jax.weights.exporting import export_weights
 from lpm_jax.weights.importing import import_weights
@@ -21,26 +21,20 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from tests.fixtures.public_modules import (  # noqa: E402
+  public_trunk,
+  public_umt5,
+  public_vae,
+  public_wav2vec2,
+  randomised,
+  tensors_of,
+)
+
 
 def relative_error(ours, theirs) -> float:
   theirs = theirs.detach().numpy()
   assert ours.shape == theirs.shape
   return float(np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs))
-
-
-def randomised(module, seed: int = 0):
-  """Every parameter drawn anew, the ones that start at zero or one too."""
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for p in module.parameters():
-      fan_in = p.numel() / p.shape[0] if p.ndim > 1 else 16
-      noise = torch.randn(p.shape, generator=generator) * fan_in**-0.5
-      p.copy_(noise + (1.0 if p.ndim == 1 or p.numel() == p.shape[0] else 0.0))
-  return module.eval()
-
-
-def tensors_of(module, rename=lambda name: name) -> dict[str, np.ndarray]:
-  return {rename(name): value.numpy() for name, value in module.state_dict().items()}
 
 
 def filled(build, entries, tensors, dropped=lambda name: False) -> nnx.Module:
@@ -51,25 +45,10 @@ def filled(build, entries, tensors, dropped=lambda name: False) -> nnx.Module:
   return module
 
 
-def public_trunk(config: TransformerConfig = TRUNK, **options):
-  return diffusers.WanTransformer3DModel(
-    patch_size=(1, *config.patch),
-    num_attention_heads=config.heads,
-    attention_head_dim=config.width // config.heads,
-    in_channels=options.pop("in_channels", config.channels),
-    out_channels=config.channels,
-    text_dim=config.text_width,
-    ffn_dim=config.hidden,
-    num_layers=config.layers,
-    rope_max_seq_len=64,
-    **options,
-  )
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 2, 4, 16), (2, 3, 6, 4, 16), (1, 5, 4, 10, 16)])
 @pytest.mark.parametrize("timestep", [0.0, 0.25, 1.0])
 def test_transformer_without_audio_is_wan(shape, timestep):
-  theirs = randomised(public_trunk())
+  theirs = randomised(public_trunk(TRUNK))
   build = lambda: VideoTransformer(TRUNK, rngs=nnx.Rngs(0))  # noqa: E731
   ours = filled(build, wan.transformer_layout(TRUNK), tensors_of(theirs))
   rng = np.random.default_rng(1)
@@ -87,19 +66,9 @@ def test_transformer_without_audio_is_wan(shape, timestep):
   assert relative_error(np.moveaxis(np.asarray(found), -1, 1), expected) <= 1e-5
 
 
-def public_vae(config: VAEConfig = VAE):
-  return diffusers.AutoencoderKLWan(
-    base_dim=config.base,
-    z_dim=config.latent_channels,
-    dim_mult=list(config.multipliers),
-    num_res_blocks=config.blocks,
-    temperal_downsample=list(config.temporal),
-  )
-
-
 @pytest.fixture(scope="module")
 def both_vaes():
-  theirs = randomised(public_vae())
+  theirs = randomised(public_vae(VAE))
   build = lambda: VideoVAE(VAE, rngs=nnx.Rngs(0))  # noqa: E731
   return filled(build, wan.vae_layout(VAE), tensors_of(theirs)), theirs
 
@@ -121,20 +90,6 @@ def test_autoencoder_is_wan(both_vaes, frames):
   assert relative_error(np.moveaxis(found, -1, 1), decoded) <= 1e-5
 
 
-def public_umt5(config: UMT5Config):
-  return transformers.UMT5EncoderModel(
-    transformers.UMT5Config(
-      vocab_size=config.vocabulary,
-      d_model=config.width,
-      d_kv=config.head,
-      d_ff=config.hidden,
-      num_layers=config.layers,
-      num_heads=config.heads,
-      feed_forward_proj="gated-gelu",
-    )
-  )
-
-
 @pytest.mark.parametrize("length", [1, 9, 300])
 def test_umt5_is_transformers(length):
   theirs = randomised(public_umt5(UMT5))
@@ -151,23 +106,6 @@ def test_umt5_is_transformers(length):
     expected = theirs(torch.from_numpy(tokens), attention_mask=present).last_hidden_state
   found = jax.jit(ours.__call__)(tokens.astype(np.int32))
   assert relative_error(found, expected * present[..., None]) <= 1e-5
-
-
-def public_wav2vec2(config: Wav2Vec2Config):
-  large = config.layer_norm
-  public = transformers.Wav2Vec2Config(
-    conv_dim=(config.channels,) * len(config.kernels),
-    hidden_size=config.width,
-    num_attention_heads=config.heads,
-    intermediate_size=config.hidden,
-    num_hidden_layers=config.layers,
-    num_conv_pos_embeddings=config.position_kernel,
-    num_conv_pos_embedding_groups=config.position_groups,
-    feat_extract_norm="layer" if large else "group",
-    conv_bias=large,
-    do_stable_layer_norm=large,
-  )
-  return transformers.Wav2Vec2Model(public)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -195,7 +133,7 @@ def test_every_hidden_state_of_wav2vec2_is_transformers(large):
 
 
 def test_export_gives_the_public_tensors_back():
-  tensors = tensors_of(randomised(public_trunk()))
+  tensors = tensors_of(randomised(public_trunk(TRUNK)))
   entries = wan.transformer_layout(TRUNK)
   build = lambda: VideoTransformer(TRUNK, rngs=nnx.Rngs(0))  # noqa: E731
   again = layout.read_out(entries, filled(build, entries, tensors))
@@ -244,7 +182,7 @@ def test_the_image_to_video_checkpoint_loses_clip_and_twenty_channels():
 def test_diffusers_reads_what_is_exported(tmp_path):
   """Weights, config and shards: the public module runs on them and is ours."""
   source = tmp_path / "public"
-  randomised(public_trunk()).save_pretrained(source)
+  randomised(public_trunk(TRUNK)).save_pretrained(source)
   config = weights_config("t2v_1b")
   sizes = dict(width=48, heads=4, layers=4, hidden=80, text_width=20, audio_width=8)
   config.update(model=sizes, source=str(source), weights=str(tmp_path / "ours"))
@@ -263,7 +201,7 @@ def test_diffusers_reads_what_is_exported(tmp_path):
 def test_a_pytorch_file_imports_like_safetensors(tmp_path):
   """The autoencoder is published as .pth, under its makers' names."""
   names = zip(wan.vae_layout(VAE, "original"), wan.vae_layout(VAE, "diffusers"), strict=True)
-  tensors = randomised(public_vae()).state_dict()
+  tensors = randomised(public_vae(VAE)).state_dict()
   renamed = {original.source: tensors[public.source] for original, public in names}
   torch.save(renamed, tmp_path / "Wan2.1_VAE.pth")
   config = weights_config("vae")
