@@ -8,8 +8,10 @@ its file.
 import dataclasses
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 SAMPLE_RATE = 16_000
+FEATURES_PER_SECOND = 50  # of wav2vec 2.0
 STATES = ("idle", "speaking", "listening")
 REFERENCE_KINDS = ("global", "body view", "expression")
 VIEWS = ("front", "left", "right", "back")
@@ -87,7 +89,11 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedClip:
-  """A clip with latents float32 [F, h, w, C] for pixels, references [R, h_r, w_r, C] likewise."""
+  """A clip with latents float32 [F, h, w, C] for pixels, references [R, h_r, w_r, C] likewise.
+
+  Where frozen encoders have run: text_features [L, D_text] of the tokens the text has, and
+  speak_features, listen_features [S50, layers + 1, width], 50 a second, bfloat16 all.
+  """
 
   clip_id: str
   character_id: str
@@ -103,6 +109,9 @@ class EncodedClip:
   references: np.ndarray
   reference_kind: np.ndarray
   reference_label: np.ndarray
+  text_features: np.ndarray | None = None
+  speak_features: np.ndarray | None = None
+  listen_features: np.ndarray | None = None
   truth: dict = dataclasses.field(default_factory=dict)
   file: str = ""
 
@@ -114,6 +123,13 @@ class EncodedClip:
     check.array("references", self.references, np.float32, (None, None, None, None))
     check.finite("references", self.references)
     _check_references(self, check)
+    if self.text_features is not None:
+      check.array("text_features", self.text_features, bfloat16, (None, None))
+    for field in ("speak_features", "listen_features"):
+      features = getattr(self, field)
+      if features is not None:
+        seconds = -(-len(self.speak_audio) // SAMPLE_RATE)
+        check.array(field, features, bfloat16, (seconds * FEATURES_PER_SECOND, None, None))
 
 
 class _Checker:

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from data_pipelines import records
+from data_pipelines import features, records
 from data_pipelines.clip import Clip, EncodedClip
+from data_pipelines.features import FrozenEncoders
 from data_pipelines.puppets import builder
 from lpm_jax.models.vae import VideoVAE
 from lpm_jax.weights import loading
@@ -34,10 +35,13 @@ def make_encoder(vae: VideoVAE) -> Callable[[np.ndarray], np.ndarray]:
   return lambda video: np.asarray(encode_video(state, video), np.float32)
 
 
-def encode_clip(encoder: Callable[[np.ndarray], np.ndarray], clip: Clip) -> EncodedClip:
+def encode_clip(
+  encoder: Callable[[np.ndarray], np.ndarray], clip: Clip, frozen: FrozenEncoders | None = None
+) -> EncodedClip:
   """One clip with latents in place of pixels; references are encoded as single pictures.
 
-  The batch of references is padded to one size, so that any number of them compiles once.
+  The features of frozen encoders are added where these are given. The batch of references is padded
+  to one size, so that any number of them compiles once.
   """
   pictures = np.zeros((MAX_REFERENCES, 1, *clip.references.shape[1:]), np.uint8)
   count = len(clip.references)
@@ -50,11 +54,16 @@ def encode_clip(encoder: Callable[[np.ndarray], np.ndarray], clip: Clip) -> Enco
     if field.name not in ("video", "references")
   }
   return EncodedClip(
-    latents=encoder(clip.video[None])[0], references=encoder(pictures)[:count, 0], **shared
+    latents=encoder(clip.video[None])[0],
+    references=encoder(pictures)[:count, 0],
+    **shared,
+    **(frozen(clip) if frozen else {}),
   )
 
 
-def _encoded(encoder: Callable, clips: Sequence[Clip], indices: range) -> Iterator[EncodedClip]:
+def _encoded(
+  encoder: Callable, frozen: FrozenEncoders | None, clips: Sequence[Clip], indices: range
+) -> Iterator[EncodedClip]:
   """Encodes in order while the next clip is read in the background."""
   with concurrent.futures.ThreadPoolExecutor(1) as reader:
     upcoming = reader.submit(clips.__getitem__, indices[0])
@@ -62,18 +71,21 @@ def _encoded(encoder: Callable, clips: Sequence[Clip], indices: range) -> Iterat
       clip = upcoming.result()
       if index + 1 in indices:
         upcoming = reader.submit(clips.__getitem__, index + 1)
-      yield encode_clip(encoder, clip)
+      yield encode_clip(encoder, clip, frozen)
 
 
 def encode(config, workdir: str):
-  """Encodes every split of `config.splits` from the puppets in `config.data_dir` into `workdir`.
+  """Encodes every split of `config.splits` in `config.data_dir` into `workdir`.
 
-  Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record, `config.clips_per_shard` clips each; process p
-  of n writes the shards p, p + n, ...
+  A split is a folder of clip records, or one of the puppet data set. `config.frozen` names the
+  frozen encoders whose features are stored too (see `features.load_encoders`); with `config.half`
+  latents are stored in bfloat16. Writes workdir/SPLIT/NNNNN-of-NNNNN.array_record,
+  `config.clips_per_shard` clips each; process p of n writes the shards p, p + n, ...
   """
   encoder = make_encoder(loading.load_vae(config.weights))
+  frozen = features.load_encoders(config.frozen)
   for split in config.splits:
-    clips = builder.puppet_source(config.data_dir, split)
+    clips = _clips(config.data_dir, split)
     starts = range(0, len(clips), config.clips_per_shard)
     mine = range(jax.process_index(), len(starts), jax.process_count())
     for shard in tqdm(mine, desc=f"encode {split}", unit="shard"):
@@ -81,4 +93,11 @@ def encode(config, workdir: str):
       if path.exists():
         continue
       stop = min(starts[shard] + config.clips_per_shard, len(clips))
-      records.write_records(path, _encoded(encoder, clips, range(starts[shard], stop)))
+      encoded = _encoded(encoder, frozen, clips, range(starts[shard], stop))
+      records.write_records(path, encoded, half=config.half)
+
+
+def _clips(folder: str, split: str) -> Sequence[Clip]:
+  if list((pathlib.Path(folder) / split).glob("*.array_record")):
+    return records.RecordSource(pathlib.Path(folder) / split)
+  return builder.puppet_source(folder, split)

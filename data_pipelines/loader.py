@@ -1,12 +1,20 @@
 """Seeded, resumable global batches that do not depend on the number of processes."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import grain
 import numpy as np
 
-from data_pipelines.clip import ClipError, EncodedClip, audio_samples, fitted_audio
+from data_pipelines.clip import (
+  FEATURES_PER_SECOND,
+  SAMPLE_RATE,
+  ClipError,
+  EncodedClip,
+  audio_samples,
+  fitted_audio,
+)
 from lpm_jax.models.text import tokenize
 
 Stages = Sequence[tuple[int, grain.MapDataset]]
@@ -123,7 +131,9 @@ def example_from_clip(
   to 5 of them before the window so that it hears its true past, silence after the clip's end;
   start int32 []: the window's first latent in that audio; known int32 []: clean latents at its
   start; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and reference_label
-  int32 [R].
+  int32 [R]. The features of a clip that has them are cut likewise: text_features [L, D_text];
+  speak_features, listen_features [S50, layers + 1, width] from the nearest feature on, 10 ms away
+  at most, zeros after the clip's end.
   Raises ClipError for a clip shorter than the window.
   """
   total = len(clip.latents)
@@ -156,7 +166,27 @@ def example_from_clip(
     "reference_label": label,
     "start": np.int32(lead),
     "known": np.int32(known),
+    **_features(clip, config.text_length, begin, samples),
   }
+
+
+def _features(clip: EncodedClip, length: int, begin: int, samples: int) -> dict[str, np.ndarray]:
+  """The cached features of a clip for the audio samples begin .. begin + samples."""
+  rate = FEATURES_PER_SECOND / SAMPLE_RATE
+  found = {}
+  if clip.text_features is not None:
+    found["text_features"] = _fitted(clip.text_features, length)
+  for name in ("speak_features", "listen_features"):
+    if getattr(clip, name) is not None:
+      features = getattr(clip, name)[round(begin * rate) :]
+      found[name] = _fitted(features, math.ceil(samples * rate))
+  return found
+
+
+def _fitted(rows: np.ndarray, count: int) -> np.ndarray:
+  """The first `count` rows, followed by zeros where there are fewer."""
+  rows = rows[:count]
+  return np.pad(rows, ((0, count - len(rows)),) + ((0, 0),) * (rows.ndim - 1))
 
 
 def _choose_references(

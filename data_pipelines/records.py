@@ -8,21 +8,27 @@ from collections.abc import Iterable
 
 import numpy as np
 from array_record.python import array_record_module
+from ml_dtypes import bfloat16
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from data_pipelines.clip import Clip, ClipError, EncodedClip
 
+_LATENTS = ("latents", "references")
 _KINDS = {"Clip": Clip, "EncodedClip": EncodedClip}
 
 
-def to_record(clip: Clip | EncodedClip) -> bytes:
-  """Bytes of one clip: arrays as safetensors, everything else as JSON in its metadata."""
-  arrays, meta = {}, {"record": type(clip).__name__, "truth": {}}
+def to_record(clip: Clip | EncodedClip, *, half: bool = False) -> bytes:
+  """Bytes of one clip: arrays as safetensors, everything else as JSON in its metadata.
+
+  With `half` the latents of clip and references are rounded to bfloat16; they are read as float32.
+  """
+  arrays, meta = {}, {"record": type(clip).__name__, "truth": {}, "bfloat16": []}
   for field in dataclasses.fields(clip):
     value = getattr(clip, field.name)
     if isinstance(value, np.ndarray):
-      arrays[field.name] = np.ascontiguousarray(value)
+      rounded = half and field.name in _LATENTS and value.dtype == np.float32
+      arrays[field.name] = np.ascontiguousarray(value.astype(bfloat16) if rounded else value)
     elif field.name == "truth":
       for name, item in value.items():
         if isinstance(item, np.ndarray):
@@ -31,6 +37,10 @@ def to_record(clip: Clip | EncodedClip) -> bytes:
           meta["truth"][name] = item
     elif field.name != "file":
       meta[field.name] = value
+  for name, array in arrays.items():
+    if array.dtype == bfloat16:  # safetensors.numpy.load does not know it
+      meta["bfloat16"].append(name)
+      arrays[name] = array.view(np.uint16)
   return safetensors.save(arrays, metadata={"clip": json.dumps(meta)})
 
 
@@ -44,6 +54,9 @@ def from_record(record: bytes, file: str = "") -> Clip | EncodedClip:
     raise ClipError(
       f"{file or 'record'}: not a clip record ({len(record)} bytes): {error}"
     ) from error
+  for name in meta.pop("bfloat16", ()):
+    array = arrays[name].view(bfloat16)
+    arrays[name] = array.astype(np.float32) if name in _LATENTS else array
   truth = meta.pop("truth")
   truth |= {
     name.removeprefix("truth/"): arrays.pop(name)
@@ -53,8 +66,13 @@ def from_record(record: bytes, file: str = "") -> Clip | EncodedClip:
   return _KINDS[meta.pop("record")](**meta, **arrays, truth=truth, file=file)
 
 
-def write_records(path: str | os.PathLike, clips: Iterable[Clip | EncodedClip]) -> int:
-  """Writes one ArrayRecord file, whole or not at all; returns the number of clips."""
+def write_records(
+  path: str | os.PathLike, clips: Iterable[Clip | EncodedClip], *, half: bool = False
+) -> int:
+  """Writes one ArrayRecord file, whole or not at all; returns the number of clips.
+
+  `half` rounds latents to bfloat16; see `to_record`.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -63,7 +81,7 @@ def write_records(path: str | os.PathLike, clips: Iterable[Clip | EncodedClip]) 
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     try:
       for clip in clips:
-        writer.write(to_record(clip))
+        writer.write(to_record(clip, half=half))
         count += 1
     finally:
       writer.close()

@@ -22,6 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.max_minutes = 0.0
   c.init = ""  # the folder with the imported Wan2.1-14B trunk
   c.audio = ""
+  c.frozen = dict(text="", tokenizer="", audio="", length=512)  # features are stored with the clips
 
   # data
   c.data = ConfigDict()
@@ -42,8 +43,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     remat="nothing_saveable",
     dtype="bfloat16",
   )
-  c.model.text = dict(width=4096, heads=64, length=512)
-  c.model.audio = dict(width=5120)
+  c.model.text = dict(length=512)
+  c.model.frozen_text = dict()  # umT5-xxl
+  c.model.frozen_audio = dict(layer_norm=True, width=1024, heads=16, hidden=4096, layers=24)
 
   # loss
   c.loss = ConfigDict()

@@ -8,17 +8,38 @@ from jax import Array
 
 from lpm_jax.models.audio import AudioConfig, AudioEncoder
 from lpm_jax.models.conditions import Conditions
-from lpm_jax.models.text import TextConfig, TextEncoder
+from lpm_jax.models.text import FrozenText, TextConfig, TextEncoder
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
+from lpm_jax.models.umt5 import UMT5Config
+from lpm_jax.models.wav2vec2 import AudioAdapter, Wav2Vec2Config
 
 
 @dataclasses.dataclass(frozen=True)
 class LPMConfig:
-  """Sizes of the whole model; by default the `puppets` scale, where the encoders train along."""
+  """Sizes of the whole model; by default the `puppets` scale, where the encoders train along.
+
+  Args:
+    transformer: the trunk.
+    audio: the small audio encoders. Its fps holds in any case.
+    text: the small text encoder. Its length holds in any case.
+    frozen_text: a published text encoder, whose features are read in place of tokens.
+    frozen_audio: a published audio encoder, whose hidden states are read in place of waveforms.
+  """
 
   transformer: TransformerConfig = TransformerConfig()
   audio: AudioConfig = AudioConfig()
   text: TextConfig = TextConfig()
+  frozen_text: UMT5Config | None = None
+  frozen_audio: Wav2Vec2Config | None = None
+
+  def inputs(self) -> dict[str, str]:
+    """The field of a batch that holds each condition: text, speak, listen."""
+    audio = "features" if self.frozen_audio else "audio"
+    return {
+      "text": "text_features" if self.frozen_text else "text_tokens",
+      "speak": f"speak_{audio}",
+      "listen": f"listen_{audio}",
+    }
 
 
 class LPM(nnx.Module):
@@ -31,9 +52,8 @@ class LPM(nnx.Module):
 
   def __init__(self, config: LPMConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.text = TextEncoder(config.text, rngs=rngs)
-    self.speak = AudioEncoder(config.audio, rngs=rngs)
-    self.listen = AudioEncoder(config.audio, rngs=rngs)
+    self.text = _text_encoder(config, rngs)
+    self.speak, self.listen = _audio_encoder(config, rngs), _audio_encoder(config, rngs)
     self.transformer = VideoTransformer(config.transformer, rngs=rngs)
 
   def encode_conditions(self, batch: dict[str, Array], frames: int | None = None) -> Conditions:
@@ -42,17 +62,17 @@ class LPM(nnx.Module):
     Args:
       batch: text_tokens int32 [B, L]; speak_audio, listen_audio [B, S]; references [B, R, H, W, C];
         reference_kind, reference_label int32 [B, R]; optionally drop_text, drop_speak, drop_listen
-        bool [B], which put the learned null in place of the condition.
+        bool [B], which put the learned null in place of the condition. With frozen encoders
+        text_features [B, L, D_text]; speak_features, listen_features [B, S50, layers + 1, width].
       frames: latent frames F; by default as many as batch["latents"] has.
     """
     frames = frames or batch["latents"].shape[1]
+    given = {name: batch[field] for name, field in self.config.inputs().items()}
     return Conditions(
-      text=_drop(self.text(batch["text_tokens"]), self.text.null, batch.get("drop_text")),
-      speak=_drop(
-        self.speak(batch["speak_audio"], frames), self.speak.null, batch.get("drop_speak")
-      ),
+      text=_drop(self.text(given["text"]), self.text.null, batch.get("drop_text")),
+      speak=_drop(self.speak(given["speak"], frames), self.speak.null, batch.get("drop_speak")),
       listen=_drop(
-        self.listen(batch["listen_audio"], frames), self.listen.null, batch.get("drop_listen")
+        self.listen(given["listen"], frames), self.listen.null, batch.get("drop_listen")
       ),
       references=batch["references"],
       reference_kind=batch["reference_kind"],
@@ -73,6 +93,19 @@ class LPM(nnx.Module):
   def __call__(self, latents: Array, timestep: Array, conditions: Conditions) -> Array:
     """See VideoTransformer."""
     return self.transformer(latents, timestep, conditions)
+
+
+def _text_encoder(config: LPMConfig, rngs: nnx.Rngs) -> nnx.Module:
+  if config.frozen_text:
+    return FrozenText(config.frozen_text.width, rngs=rngs)
+  return TextEncoder(config.text, rngs=rngs)
+
+
+def _audio_encoder(config: LPMConfig, rngs: nnx.Rngs) -> nnx.Module:
+  if config.frozen_audio:
+    width = config.transformer.audio_width
+    return AudioAdapter(config.frozen_audio, width, fps=config.audio.fps, rngs=rngs)
+  return AudioEncoder(config.audio, rngs=rngs)
 
 
 def _drop(encoded: Array, null: nnx.Param, dropped: Array | None) -> Array:

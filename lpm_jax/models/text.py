@@ -57,6 +57,19 @@ class TextLayer(nnx.Module):
     return x + self.feed_forward(self.feed_norm(x))
 
 
+class FrozenText(nnx.Module):
+  """Features [B, L, D_text] of a frozen encoder, as they come; zero where the text has ended.
+
+  `null` stands for a dropped text, as in `TextEncoder`.
+  """
+
+  def __init__(self, width: int, *, rngs: nnx.Rngs):
+    self.null = parameter(nnx.initializers.normal(0.02)(rngs.params(), (width,)), ("embed",))
+
+  def __call__(self, features: Array) -> Array:
+    return features
+
+
 class TextEncoder(nnx.Module):
   """Tokens int32 [B, L] -> [B, L, D_text], zeroed where the text has ended (as Wan2.1 does).
 

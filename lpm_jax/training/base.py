@@ -12,12 +12,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from data_pipelines.clip import ClipError, EncodedClip
+from data_pipelines.features import FrozenEncoders, load_encoders
 from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
 from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.training import samples
-from lpm_jax.training.audio import load_encoders
+from lpm_jax.training.audio import load_encoders as load_audio
 from lpm_jax.training.curriculum import KINDS, Stage, clip_kind, read_stages
 from lpm_jax.weights.shipped import config_from_dict
 
@@ -30,8 +32,9 @@ class BaseTask:
 
   Args:
     config: training config with `model` (fields of LPMConfig), `data` (path, validation,
-      latent_frames, slots), `loss` (shift, motion, drop_text, drop_speak, drop_listen), `stages`
-      and `audio`, a folder of pretrained audio encoders or "".
+      latent_frames, slots), `loss` (shift, motion, drop_text, drop_speak, drop_listen), `stages`,
+      `audio`, a folder of pretrained audio encoders or "", and optionally `frozen`, the frozen
+      encoders that run while training (`features.load_encoders`) where clips do not store features.
   """
 
   def __init__(self, config: ConfigDict):
@@ -46,7 +49,7 @@ class BaseTask:
   def initialiser(self) -> Callable[[LPM], None] | None:
     """Takes the audio encoders from the weights folder `config.audio`; None when it is ""."""
     folder = self.config.audio
-    return functools.partial(load_encoders, folder) if folder else None
+    return functools.partial(load_audio, folder) if folder else None
 
   def config_dict(self) -> dict:
     """LPMConfig as plain values."""
@@ -75,14 +78,34 @@ class BaseTask:
     weights = [stage.mixture.get(kind, 0.0) for kind in KINDS]
     cut = self._example_config(stage)
     return mixture(parts, weights, seed).random_map(
-      lambda index, rng: example_from_clip(source[int(index)], rng, cut), seed=seed
+      lambda index, rng: self._example(source[int(index)], rng, cut), seed=seed
     )
 
   def _examples(self, source: RecordSource, stage: Stage, seed: int) -> grain.MapDataset:
     cut = self._example_config(stage)
     return grain.MapDataset.source(source).random_map(
-      lambda clip, rng: example_from_clip(clip, rng, cut), seed=seed
+      lambda clip, rng: self._example(clip, rng, cut), seed=seed
     )
+
+  def _example(
+    self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
+  ) -> dict[str, np.ndarray]:
+    """An example with every input of the model; features that are not stored are made here."""
+    if self._frozen:
+      clip = self._frozen.added(clip)
+    example = example_from_clip(clip, rng, cut)
+    missing = [name for name in self.model_config.inputs().values() if name not in example]
+    if missing:
+      raise ClipError(
+        f"clip {clip.clip_id!r} in {clip.file}: {missing[0]}: missing: encode it with frozen "
+        "encoders, or name them in config.frozen"
+      )
+    return example
+
+  @functools.cached_property
+  def _frozen(self) -> FrozenEncoders | None:
+    frozen = self.config.get("frozen")
+    return load_encoders(frozen) if frozen else None
 
   def _example_config(self, stage: Stage) -> ExampleConfig:
     return ExampleConfig(

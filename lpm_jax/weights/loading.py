@@ -9,17 +9,31 @@ from flax import nnx
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.weights import shipped, store
+from lpm_jax.weights.public import KINDS, PublicModel
 
 
 def load_vae(folder: str | os.PathLike = "puppets") -> VideoVAE:
   """The autoencoder of a weights folder: FOLDER/vae.safetensors or the import FOLDER/vae."""
   imported = store.find_import(folder, "vae")
-  if not imported:
+  if imported is None:
     return shipped.load_built(shipped.weights_file(folder, "vae"), VAEConfig, VideoVAE)
-  config = shipped.config_from_dict(VAEConfig, imported.manifest["config"])
-  vae = nnx.eval_shape(lambda: VideoVAE(config, rngs=nnx.Rngs(0)))
-  imported.fill(vae)
-  return vae
+  return _from_import(imported)
+
+
+def load_encoder(folder: str | os.PathLike, kind: str) -> nnx.Module:
+  """A frozen encoder, "umt5" or "wav2vec2", from its import; WeightsError when there is none."""
+  imported = store.find_import(folder, kind)
+  if not imported:
+    raise shipped.WeightsError(f"{folder}: no {kind} here: run `lpm weights import` first")
+  return _from_import(imported)
+
+
+def _from_import(imported: store.ImportedWeights) -> nnx.Module:
+  kind = imported.manifest["kind"]
+  config = shipped.config_from_dict(KINDS[kind].config, imported.manifest["config"])
+  module = PublicModel(kind, config).abstract()
+  imported.fill(module)
+  return module
 
 
 def load_base(folder: str | os.PathLike = "puppets") -> LPM:

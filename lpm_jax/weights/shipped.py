@@ -99,8 +99,10 @@ def config_from_dict(cls: type, values: dict) -> object:
     raise WeightsError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
   fields = {}
   for name, value in values.items():
-    if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
-      value = config_from_dict(hints[name], value)
+    options = (hints[name], *typing.get_args(hints[name]))
+    nested = next(filter(dataclasses.is_dataclass, options), None)
+    if nested and isinstance(value, dict):
+      value = config_from_dict(nested, value)
     fields[name] = _tuples(value)
   return cls(**fields)
 

@@ -2,27 +2,13 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data_pipelines.tokenizer import UMT5Tokenizer, clean
-
-WORDS = ["▁she", "▁smiles", "▁then", "▁looks", "▁left", "▁", "."]
-
-
-def _save(path, special=("<pad>", "</s>", "<unk>")):
-  vocabulary = [(token, 0.0) for token in special] + [(word, -1.0) for word in WORDS]
-  tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=special.index("<unk>")))
-  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-  end = special.index("</s>")
-  tokenizer.post_processor = processors.TemplateProcessing(
-    single="$A </s>", special_tokens=[("</s>", end)]
-  )
-  tokenizer.save(str(path))
-  return path
+from tests.fixtures.small_tokenizer import save
 
 
 def test_a_text_is_ended_and_padded(tmp_path):
-  tokenizer = UMT5Tokenizer(_save(tmp_path / "tokenizer.json"), length=6)
+  tokenizer = UMT5Tokenizer(save(tmp_path / "tokenizer.json"), length=6)
   tokens = tokenizer("she smiles.")
   assert tokens.dtype == np.int32
   np.testing.assert_array_equal(tokens, [3, 4, 9, 1, 0, 0])
@@ -31,7 +17,7 @@ def test_a_text_is_ended_and_padded(tmp_path):
 
 
 def test_a_long_text_is_cut_and_still_ended(tmp_path):
-  tokenizer = UMT5Tokenizer(_save(tmp_path / "tokenizer.json"), length=4)
+  tokenizer = UMT5Tokenizer(save(tmp_path / "tokenizer.json"), length=4)
   np.testing.assert_array_equal(tokenizer("she smiles then looks left"), [3, 4, 5, 1])
 
 
@@ -49,7 +35,7 @@ def test_cleaning(text, expected):
 
 
 def test_another_tokenizer_or_a_broken_file_is_refused(tmp_path):
-  path = _save(tmp_path / "other.json", special=("<unk>", "<pad>", "</s>"))
+  path = save(tmp_path / "other.json", special=("<unk>", "<pad>", "</s>"))
   with pytest.raises(ValueError, match=r"other\.json: <pad>, </s> are \(1, 2\), expected \(0, 1\)"):
     UMT5Tokenizer(path)
   (tmp_path / "cut.json").write_text("{")
