@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LPM := $(BIN)/lpm
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test parity lint lock clean
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -14,6 +14,11 @@ LPM := $(BIN)/lpm
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# The same weights through the public PyTorch modules; installs torch, diffusers and transformers.
+parity: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[parity]"
+	$(BIN)/python -m pytest tests/weights/test_public_parity.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

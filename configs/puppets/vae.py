@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.task = "autoencoder"
   c.export = "vae"
   c.seed = 0
-  c.steps = 1_500
+  c.steps = 1_000
   c.batch_size = 4
   c.accumulate = 1
   c.max_minutes = 0.0  # 0: no limit
@@ -33,8 +33,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # Single pictures are cheap, so appearance is learned there; fewer than 13 frames would never
   # reach the oldest tap of the decoder in time.
   c.stages = (
-    dict(name="pictures", steps=300, frames=1, pictures=3, rate=1.0),
-    dict(name="clips", steps=1_200, frames=13, pictures=1, rate=1.0),
+    dict(name="pictures", steps=250, frames=1, pictures=3, rate=1.0),
+    dict(name="clips", steps=750, frames=13, pictures=1, rate=1.0),
   )
 
   # model
