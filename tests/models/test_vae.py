@@ -15,20 +15,25 @@ from lpm_jax.models.vae_layers import Tape
 TINY = VAEConfig(base=4, multipliers=(1, 2, 2), blocks=1, temporal=(True, True), shortcut=True)
 
 
-@pytest.fixture(scope="module")
-def vae() -> VideoVAE:
-  """A tiny autoencoder in which every parameter matters, the zero-initialised ones too."""
-  model = nnx.eval_shape(lambda: VideoVAE(TINY, rngs=nnx.Rngs(0)))
+def _drawn(config: VAEConfig) -> VideoVAE:
+  """An autoencoder in which every parameter matters, the zero-initialised ones too."""
+  model = nnx.eval_shape(lambda: VideoVAE(config, rngs=nnx.Rngs(0)))
   rng = np.random.default_rng(0)
 
   def draw(p: jax.ShapeDtypeStruct) -> jax.Array:
     deviation = max(p.size // p.shape[-1], 4) ** -0.5 if p.ndim > 1 else 0.1
-    return jnp.asarray(rng.normal(float(p.ndim == 1), deviation, p.shape), jnp.float32)
+    noise = rng.standard_normal(p.shape, np.float32)
+    return jnp.asarray(float(p.ndim == 1) + deviation * noise)
 
   nnx.update(model, jax.tree.map(draw, nnx.state(model)))
   model.latent_mean[...] = jnp.linspace(-1, 1, 16)
   model.latent_std[...] = jnp.linspace(0.5, 2, 16)
   return model
+
+
+@pytest.fixture(scope="module")
+def vae() -> VideoVAE:
+  return _drawn(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +177,20 @@ def test_wan21_size_has_its_parameters_and_cache():
     [(16, 1)] + [(384, 1)] * 11 + [(192, 2)] + [(384, 2)] * 6 + [(192, 4)] * 6 + [(96, 8)] * 7
   )
   assert widths == expected
+
+
+def test_streaming_decode_equals_whole_clip_at_the_size_of_wan21():
+  vae = _drawn(wan21())
+  latents = jax.random.normal(jax.random.key(3), (1, 4, 2, 1, 16))
+  cache, step, video = vae.init_decode_cache(1, 2, 1), jax.jit(vae.decode_step), []
+  for k in range(latents.shape[1]):
+    new, cache = step(latents[:, k : k + 1], cache)
+    video.append(new)
+    assert len(cache.past) == 32
+  whole = jax.jit(vae.decode)(latents)
+  assert whole.shape == (1, 13, 16, 8, 3)
+  found = jnp.concatenate(video, 1)
+  assert jnp.linalg.norm(found - whole) <= 1e-5 * jnp.linalg.norm(whole)
 
 
 def test_puppets_size_is_small_enough_to_ship():
