@@ -43,6 +43,12 @@ def fitted_audio(audio: np.ndarray, samples: int) -> np.ndarray:
   return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
 
 
+def fitted_rows(rows: np.ndarray, count: int) -> np.ndarray:
+  """The first `count` rows, followed by zeros where there are fewer."""
+  rows = rows[:count]
+  return np.pad(rows, ((0, count - len(rows)),) + ((0, 0),) * (rows.ndim - 1))
+
+
 def latent_frames(frames: int) -> int:
   """Latent frames of a clip of 1 + 4k video frames (k + 1 of them)."""
   if frames < 1 or (frames - 1) % 4:

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -40,13 +39,24 @@ class FrozenEncoders:
     """text_features, speak_features, listen_features of a clip, bfloat16; see EncodedClip."""
     features = {}
     if self._text:
-      tokens = self._tokenizer(clip.text)
-      encoded = np.asarray(self._text(tokens[None])[0])
-      features["text_features"] = encoded[: np.count_nonzero(tokens)]
+      features["text_features"] = self.read(clip.text)
     if self._audio:
-      tracks = np.asarray(self._audio(np.stack([clip.speak_audio, clip.listen_audio])))
+      tracks = self.hear(np.stack([clip.speak_audio, clip.listen_audio]))
       features["speak_features"], features["listen_features"] = tracks
-    return {name: value.astype(ml_dtypes.bfloat16) for name, value in features.items()}
+    return features
+
+  def read(self, text: str) -> np.ndarray:
+    """Features bfloat16 [L, D_text] of the tokens of a text."""
+    if not self._text:
+      raise ValueError("frozen.text is empty: the model reads features of a text encoder")
+    tokens = self._tokenizer(text)
+    return np.asarray(self._text(tokens[None])[0])[: np.count_nonzero(tokens)]
+
+  def hear(self, waveforms: np.ndarray) -> np.ndarray:
+    """Hidden states bfloat16 [B, S50, layers + 1, width] of waveforms [B, S] at 16 kHz."""
+    if not self._audio:
+      raise ValueError("frozen.audio is empty: the model hears features of an audio encoder")
+    return np.asarray(self._audio(waveforms))
 
   def added(self, clip: EncodedClip) -> EncodedClip:
     """The clip with its features; as it is where it has them already."""

@@ -14,6 +14,7 @@ from data_pipelines.clip import (
   EncodedClip,
   audio_samples,
   fitted_audio,
+  fitted_rows,
 )
 from lpm_jax.models.text import tokenize
 
@@ -175,18 +176,12 @@ def _features(clip: EncodedClip, length: int, begin: int, samples: int) -> dict[
   rate = FEATURES_PER_SECOND / SAMPLE_RATE
   found = {}
   if clip.text_features is not None:
-    found["text_features"] = _fitted(clip.text_features, length)
+    found["text_features"] = fitted_rows(clip.text_features, length)
   for name in ("speak_features", "listen_features"):
     if getattr(clip, name) is not None:
       features = getattr(clip, name)[round(begin * rate) :]
-      found[name] = _fitted(features, math.ceil(samples * rate))
+      found[name] = fitted_rows(features, math.ceil(samples * rate))
   return found
-
-
-def _fitted(rows: np.ndarray, count: int) -> np.ndarray:
-  """The first `count` rows, followed by zeros where there are fewer."""
-  rows = rows[:count]
-  return np.pad(rows, ((0, count - len(rows)),) + ((0, 0),) * (rows.ndim - 1))
 
 
 def _choose_references(

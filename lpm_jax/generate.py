@@ -19,7 +19,8 @@ from jax import Array
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from data_pipelines.clip import LABELS_OF_KIND, Clip, audio_samples, fitted_audio
+from data_pipelines.clip import LABELS_OF_KIND, Clip, audio_samples, fitted_audio, fitted_rows
+from data_pipelines.features import FrozenEncoders, load_encoders
 from lpm_jax import media
 from lpm_jax.diffusion.continuation import (
   SampleWindow,
@@ -105,10 +106,22 @@ class Generator:
     lpm: the model.
     vae: the autoencoder whose latents it was trained on.
     settings: solver, guidance, windows.
+    frozen: the encoders whose features the model was trained on; those with encoders of their own
+      need none. Raises ValueError when it is missing.
   """
 
-  def __init__(self, lpm: LPM, vae: VideoVAE, settings: GenerateSettings | None = None):
+  def __init__(
+    self,
+    lpm: LPM,
+    vae: VideoVAE,
+    settings: GenerateSettings | None = None,
+    frozen: FrozenEncoders | None = None,
+  ):
+    if (lpm.config.frozen_text or lpm.config.frozen_audio) and frozen is None:
+      raise ValueError("frozen: none given: this model reads features of frozen encoders")
     self.settings = settings or GenerateSettings()
+    self._frozen_text = frozen if lpm.config.frozen_text else None
+    self._frozen_audio = frozen if lpm.config.frozen_audio else None
     self.fps = lpm.config.audio.fps
     self._text_length = lpm.config.text.length
     self._vae = vae
@@ -236,24 +249,22 @@ class Generator:
     first, references = encoded[:, :1], encoded[:, 1:]
     samples = audio_samples(FRAMES_PER_LATENT * (latents - 1) + 1, self.fps)
     # Encoded once as a whole: a window in the middle hears the true past before its first frame.
-    speak, listen = _encode_audio(
-      self._lpm_graph,
-      self._lpm_state,
-      np.stack([fitted_audio(script.speak_audio, samples) for script in scripts]),
-      np.stack([fitted_audio(script.listen_audio, samples) for script in scripts]),
-      latents,
+    heard = (
+      self._heard(np.stack([fitted_audio(audio, samples) for audio in track]))
+      for track in zip(*((s.speak_audio, s.listen_audio) for s in scripts), strict=True)
     )
+    speak, listen = _encode_audio(self._lpm_graph, self._lpm_state, *heard, latents)
     kind = np.stack([script.kind for script in scripts])
     label = np.stack([script.label for script in scripts])
 
     def sample_window(window: Window, known: Array, keys: Array) -> Array:
-      tokens = [self._tokens(script.texts, window) for script in scripts]
+      texts = [self._text(script.texts, window) for script in scripts]
       heard = (track[:, window.start : window.stop] for track in (speak, listen))
       missing = window.length - window.known
       return _sample_window(
         self._lpm_graph,
         self._lpm_state,
-        np.stack(tokens),
+        np.stack(texts),
         Conditions(None, *heard, references, kind, label),
         jnp.pad(known, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0))),
         np.arange(window.length) < window.known,
@@ -263,11 +274,18 @@ class Generator:
 
     return sample_window, first
 
-  def _tokens(self, texts: TimedTexts, window: Window) -> np.ndarray:
-    """Tokens of the text that holds longest while a window makes new frames."""
+  def _heard(self, tracks: np.ndarray) -> np.ndarray:
+    """What the audio encoder of the model takes: waveforms [B, S], or their frozen features."""
+    return self._frozen_audio.hear(tracks) if self._frozen_audio else tracks
+
+  def _text(self, texts: TimedTexts, window: Window) -> np.ndarray:
+    """Tokens, or frozen features, of the text that holds longest while new frames are made."""
     begin = (FRAMES_PER_LATENT * (window.fresh - 1) + 1) / self.fps
     end = (FRAMES_PER_LATENT * (window.stop - 1) + 1) / self.fps
-    return tokenize(text_between(texts, begin, end), self._text_length)
+    text = text_between(texts, begin, end)
+    if self._frozen_text:
+      return fitted_rows(self._frozen_text.read(text), self._text_length)
+    return tokenize(text, self._text_length)
 
 
 def text_between(texts: TimedTexts, begin: float, end: float) -> str:
@@ -303,7 +321,7 @@ def _encode_audio(
 def _sample_window(
   graphdef: nnx.GraphDef,
   state: nnx.State,
-  tokens: Array,
+  text: Array,
   conditions: Conditions,
   known: Array,
   given: Array,
@@ -315,9 +333,12 @@ def _sample_window(
   text_guidance: float,
   audio_guidance: float,
 ) -> Array:
-  """One window; `known` [B, length, h, w, C] is held where `given` bool [length] says so."""
+  """One window; `known` [B, length, h, w, C] is held where `given` bool [length] says so.
+
+  `text` is what the text encoder takes: tokens or features.
+  """
   lpm = nnx.merge(graphdef, state)
-  conditions = conditions.replace(text=lpm.text(tokens))
+  conditions = conditions.replace(text=lpm.text(text))
   velocity = guided_velocity(lpm, conditions, text_guidance, audio_guidance)
   noise = jax.vmap(lambda key: jax.random.normal(key, known.shape[1:]))(keys)
   mask = jnp.broadcast_to(given, known.shape[:2])
@@ -347,7 +368,7 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
   Args:
     config: the fields of `media.Request`; `weights` (a folder for `loading.load_models`),
       `generation` (fields of `GenerateSettings`), `seed`, `output` (file name in `workdir`),
-      `scale` (enlargement).
+      `scale` (enlargement), and optionally `frozen` (see `features.load_encoders`).
     workdir: folder that is written.
 
   Returns:
@@ -364,7 +385,8 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
   inputs = media.read_inputs(media.Request(**{n: config[n] for n in names & set(config)}))
   settings = GenerateSettings(**config.generation)
   media.check_writable(output)
-  generator = Generator(*loading.load_models(config.weights), settings)
+  frozen = load_encoders(config.frozen) if "frozen" in config else None
+  generator = Generator(*loading.load_models(config.weights), settings, frozen)
   frames = generator.generate(
     inputs.picture,
     inputs.references,

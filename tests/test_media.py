@@ -120,6 +120,15 @@ def test_a_picture_is_turned_laid_over_grey_and_cut_square(tmp_path):
   assert (media.read_picture(tmp_path / "grey.png", 8) == 77).all()
 
 
+def test_a_wide_size_cuts_the_centre(tmp_path):
+  pixels = np.zeros((40, 40, 3), np.uint8)
+  pixels[10:30] = 255
+  Image.fromarray(pixels).save(tmp_path / "square.png")
+  picture = media.read_picture(tmp_path / "square.png", (10, 20))
+  assert picture.shape == (10, 20, 3)
+  assert picture.min() > 200
+
+
 def test_pictures_that_are_none_are_refused(tmp_path):
   (tmp_path / "empty.png").touch()
   (tmp_path / "text.png").write_text("hello")

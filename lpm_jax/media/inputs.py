@@ -29,7 +29,7 @@ class Request:
     character: which of its speakers the character is.
     text: what the character does; timed as "0:calm;4.5:smiles".
     seconds: length of the video; 0 for that of the longer track.
-    size: height and width in pixels that the model was trained on.
+    size: height and width in pixels that the model was trained on; one number for a square.
   """
 
   inputs: str = ""
@@ -42,12 +42,12 @@ class Request:
   character: str = ""
   text: str = ""
   seconds: float = 0.0
-  size: int = 64
+  size: int | tuple[int, int] = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """What a request names: picture uint8 [size, size, 3], audio float32 [S] at 16 kHz, texts."""
+  """What a request names: picture uint8 [H, W, 3], audio float32 [S] at 16 kHz, timed texts."""
 
   picture: np.ndarray
   references: tuple[Reference, ...]

@@ -22,7 +22,7 @@ class Reference(NamedTuple):
   label: int
 
 
-def read_reference(spec: str, size: int) -> Reference:
+def read_reference(spec: str, size: int | tuple[int, int]) -> Reference:
   """A reference from "path:kind[:label]", such as "me.png:global" or "left.png:view:left".
 
   Raises ValueError for a kind or label that does not exist, MediaError as `read_picture` does.
@@ -48,12 +48,13 @@ def _split_spec(spec: str) -> tuple[str, int, str]:
   )
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-  """A picture of any shape and mode: uint8 [size, size, 3].
+def read_picture(path: Path, size: int | tuple[int, int]) -> np.ndarray:
+  """A picture of any shape and mode: uint8 [H, W, 3]; `size` is (H, W), or one number for both.
 
-  Turned as its EXIF data says, transparent parts over grey, the centre square cut out and resized.
+  Turned as its EXIF data says, transparent parts over grey, the centre cut out and resized.
   Raises MediaError for a file that is missing, empty, damaged or no picture.
   """
+  height, width = (size, size) if isinstance(size, int) else size
   check_readable(path, PICTURE)
   try:
     with warnings.catch_warnings():
@@ -66,7 +67,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     raise MediaError(path, f"a damaged picture ({error})", PICTURE) from error
   except Image.DecompressionBombWarning as error:
     raise MediaError(path, f"too many pixels ({error})", PICTURE) from error
-  return np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+  return np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
 def _over_grey(picture: Image.Image) -> Image.Image:

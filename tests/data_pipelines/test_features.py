@@ -15,7 +15,9 @@ from data_pipelines.clip import ClipError, EncodedClip, audio_samples
 from data_pipelines.features import FrozenEncoders, load_encoders
 from data_pipelines.loader import ExampleConfig, example_from_clip, stack
 from data_pipelines.tokenizer import UMT5Tokenizer
+from lpm_jax.generate import GenerateSettings, Generator
 from lpm_jax.models.umt5 import UMT5Config, UMT5Encoder
+from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Encoder, normalise_waveform
 from lpm_jax.training.base import BaseTask
 from tests.fixtures.small_tokenizer import VOCABULARY, save
@@ -157,3 +159,34 @@ def test_a_text_encoder_needs_its_tokenizer(task):
   with pytest.raises(ValueError, match="somewhere: no wav2vec2 here"):
     task.config.frozen.update(text="", audio="somewhere")
     load_encoders(task.config.frozen)
+
+
+def test_generation_reads_what_training_read(task, frozen):
+  """Both tracks and the text reach the model through the frozen encoders."""
+  model = task.build(nnx.Rngs(0))
+  draw = np.random.default_rng(0)
+  sizes = VAEConfig(base=2, multipliers=(1, 1, 1), temporal=(True, True), blocks=1)
+  vae = VideoVAE(sizes, rngs=nnx.Rngs(0))
+  for module in (model, vae):  # as they are made, they ignore audio and all but centre taps
+    values = jax.tree.map(lambda x: x + draw.normal(0, 0.4, x.shape), nnx.state(module))
+    nnx.update(module, values)
+  settings = GenerateSettings(steps=2, window=3, overlap=1, blend=1, references=1, batch=1)
+  with pytest.raises(ValueError, match="this model reads features of frozen encoders"):
+    Generator(model, vae, settings)
+  generator, clip = Generator(model, vae, settings, frozen), _clip()
+  given = dict(
+    first_frame=draw.integers(0, 255, (8, 8, 3), np.uint8),
+    references=[],
+    speak_audio=clip.speak_audio,
+    listen_audio=clip.listen_audio,
+    texts=[(0.0, "she smiles.")],
+    seconds=9 / 24,
+  )
+  video = generator.generate(**given)
+  np.testing.assert_array_equal(video, generator.generate(**given))
+  for name, other in (
+    ("texts", [(0.0, ".")]),
+    ("speak_audio", 0 * clip.speak_audio),
+    ("listen_audio", 0 * clip.listen_audio),
+  ):
+    assert (generator.generate(**{**given, name: other}) != video).any(), name
