@@ -63,8 +63,8 @@ class GenerateSettings:
   steps: int = 20
   solver: str = "unipc"
   shift: float = 3.0
-  text_guidance: float = 2.0
-  audio_guidance: float = 2.0
+  text_guidance: float = 1.5
+  audio_guidance: float = 1.5
   window: int = 19
   overlap: int = 3
   blend: int = 1

@@ -33,7 +33,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # model
   c.model = ConfigDict()
-  c.model.transformer = dict(width=192, heads=3, layers=6, hidden=512, channels=24)
+  c.model.transformer = dict(width=192, heads=3, layers=6, hidden=512, channels=40)
+  c.model.transformer.predicts = "clean"
   c.model.text = dict(width=128, layers=2)
   c.model.audio = dict(width=128)
 
@@ -41,15 +42,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 2.5
   c.loss.motion = 0.5
+  c.loss.full_weight = 0.4  # timesteps below count less
   c.loss.drop_text = 0.1
   c.loss.drop_speak = 0.1
   c.loss.drop_listen = 0.1
 
   # stages: clip kinds by weight, probabilities of references and of a start within the clip. Lips
   # follow sound within a few latents, so the first stages cut short windows: twice the clips a
-  # second. The audio encoders have learned already and follow slowly.
+  # second. They begin with the clip, for its text says what happens from there on. The audio
+  # encoders have learned already and follow slowly.
   encoders = ((r"^(speak|listen)/", 0.3),)
-  short = dict(latent_frames=10, slots=1, random_start=0.7, learning_rates=encoders)
+  short = dict(latent_frames=10, slots=1, learning_rates=encoders)
   whole = dict(extra_references=0.7, learning_rates=encoders)
   kinds = dict(speak=0.28, listen=0.24, idle=0.24, dialogue=0.24)
   spoken = dict(speak=0.6, idle=0.2, dialogue=0.2)
@@ -89,7 +92,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.evaluation.sample_every = 0
   if arg == "demo":
     c.init = "puppets"
-    c.model.transformer.channels = 16  # of the shipped weights, older than this recipe
+    # of the shipped weights, older than this recipe
+    c.model.transformer.update(channels=24, predicts="velocity")
     c.data.path = "demo/latents/train"
     c.data.validation = "demo/latents/validation"
     c.steps = 12

@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.seed = 0
   c.steps = 3000
   c.batch_size = 64
+  c.init = ""  # a weights folder to start from; "puppets" is the shipped one
   # data: single frames of random poses, rendered once into `folder`
   c.data = ConfigDict()
   c.data.folder = "data/probe_faces"

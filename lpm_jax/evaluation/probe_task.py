@@ -54,8 +54,13 @@ RANGES = {
   "lean_y": (-1.0, 1.0),
 }
 
-# Lips are judged by small openings, nods by a few hundredths of the pitch range.
-IMPORTANCE = {"mouth_open": 4.0, "pitch": 2.0}
+# Lips are judged by small openings, nods by a few hundredths of the pitch range; gaze, smile and
+# frown are a pixel or two of a face and without more weight are not learned at all.
+IMPORTANCE = {
+  "mouth_open": 4.0,
+  "pitch": 2.0,
+  **dict.fromkeys(("gaze_x", "gaze_y", "smile", "mouth_width", "frown"), 4.0),
+}
 
 
 def random_poses(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -190,7 +195,7 @@ class ProbeTask:
     style_loss = optax.softmax_cross_entropy_with_integer_labels(
       out["style"], batch["style"]
     ).mean()
-    loss = 20.0 * pose_loss + attribute_loss + 0.1 * style_loss
+    loss = 40.0 * pose_loss + attribute_loss + 0.1 * style_loss
     right = (logits > 0) == (batch["attributes"] > 0)
     return loss, {
       "pose_loss": pose_loss,

@@ -30,6 +30,7 @@ from lpm_jax.weights.shipped import config_from_dict
 
 SAMPLE_CLIPS = 8
 SHORTCUT_RATE = 0.1
+MOVING_VARIANCE = 0.005  # of a block's pixels in time, at which it moves fully
 PICTURE_STRIDE = 8  # every eighth frame of a clip counts among its pictures
 
 
@@ -38,10 +39,11 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", statistics_clips), `loss` (edges, motion, moving, kl, and noise: the
-      decoder sees latents with up to this deviation of noise, as generated ones have), `trainable`
-      ("all", or "decoder": latents stay what the encoder starts with) and `stages`: (name, steps,
-      frames of a crop, pictures beside it, factor of the learning rate) each.
+      validation split or "", statistics_clips, moving_components of the shortcut, see
+      `set_principal`), `loss` (edges, motion, moving, kl, and noise: the decoder sees latents with
+      up to this deviation of noise, as generated ones have), `trainable` ("all", or "decoder":
+      latents stay what the encoder starts with) and `stages`: (name, steps, frames of a crop,
+      pictures beside it, factor of the learning rate) each.
 
   Raises ValueError for another `trainable`.
   """
@@ -74,7 +76,8 @@ class AutoencoderTask:
     pictures = [np.concatenate([c.video[::PICTURE_STRIDE], c.references]) for c in clips]
     set_principal(model.shortcut.first, pictures, 1)
     groups = [clip.video[1:] for clip in clips]
-    set_principal(model.shortcut.rest, groups, self.model_config.temporal_stride)
+    stride, moving = self.model_config.temporal_stride, self.config.data.moving_components
+    set_principal(model.shortcut.rest, groups, stride, moving)
 
   def learning_rates(self) -> list[tuple[int, tuple]]:
     """Learning-rate factors of each stage; the shortcut, which starts well, follows slowly."""
@@ -166,25 +169,41 @@ def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: in
   return {"video": np.ascontiguousarray(video), "pictures": np.ascontiguousarray(pictures_rgb)}
 
 
-def set_principal(linear: LinearMap, videos: Iterable[np.ndarray], frames: int):
+def set_principal(linear: LinearMap, videos: Iterable[np.ndarray], frames: int, moving: int = 0):
   """Sets a linear map to the principal components of the blocks of videos uint8 [T, H, W, 3].
 
-  Latents then have mean 0 and deviation 1 and are not correlated; of all linear maps this one has
-  the smallest squared error. T is a multiple of `frames`.
+  Latents then have mean 0 and deviation 1. T is a multiple of `frames`. The last `moving` channels
+  are the principal components of what the others leave of blocks that change within their frames:
+  lips are a few of all blocks, and the largest components belong to what stands still. Raises
+  ValueError when these are all channels or more.
   """
   pixels, channels = linear.encode.shape
+  if not 0 <= moving < channels:
+    raise ValueError(f"moving_components: found {moving}, expected fewer than {channels} channels")
   side = int((pixels / frames / 3) ** 0.5)
-  count, total, square = 0, np.zeros(pixels), np.zeros((pixels, pixels))
+  count, total = 0, np.zeros(pixels)
+  square, square_moving = np.zeros((2, pixels, pixels))
   for video in videos:
     x = blocks(np.asarray(video, np.float32)[None] / 127.5 - 1.0, frames, side).reshape(-1, pixels)
+    change = x.reshape(len(x), frames, -1).var(1).mean(1)
+    share = np.minimum(change / MOVING_VARIANCE, 1.0)[:, None]
     count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
+    square_moving += (share * x).T @ x
   centre = total / count
-  variance, basis = np.linalg.eigh(square / count - np.outer(centre, centre))
-  deviation = np.sqrt(np.maximum(variance[::-1][:channels], 1e-8))
-  basis = basis[:, ::-1][:, :channels]
+  covariance = square / count - np.outer(centre, centre)
+  basis = _components(covariance, channels - moving)
+  if moving:
+    rest = np.eye(pixels) - basis @ basis.T
+    basis = np.concatenate([basis, _components(rest @ square_moving @ rest, moving)], axis=1)
+  deviation = np.sqrt(np.maximum(np.einsum("pc,pq,qc->c", basis, covariance, basis), 1e-8))
   linear.centre[...] = jnp.asarray(centre, jnp.float32)
   linear.encode[...] = jnp.asarray(basis / deviation, jnp.float32)
   linear.decode[...] = jnp.asarray((basis * deviation).T, jnp.float32)
+
+
+def _components(covariance: np.ndarray, count: int) -> np.ndarray:
+  """The `count` eigenvectors [P, count] of the largest eigenvalues, largest first."""
+  return np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
 
 
 def to_float(pixels: Array) -> Array:

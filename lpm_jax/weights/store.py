@@ -189,7 +189,8 @@ def _piece(leaf: nnx.Variable, record: dict, folder: str) -> jax.ShapeDtypeStruc
 def _assign(leaf: nnx.Variable, index: int | None, value: jax.Array):
   old = leaf.get_value()
   if isinstance(old, jax.ShapeDtypeStruct):
-    old = jnp.zeros(old.shape, old.dtype) if index is not None else None
+    zeros = functools.partial(jnp.zeros, device=getattr(old, "sharding", None))
+    old = zeros(old.shape, old.dtype) if index is not None else None
   leaf.set_value(value if index is None else _set_layer(old, value, index))
 
 

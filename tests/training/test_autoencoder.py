@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs.puppets.vae import get_config
 from data_pipelines.clip import Clip, audio_samples
+from lpm_jax.models.vae_layers import LinearCodec
 from lpm_jax.training import autoencoder
 from lpm_jax.training.autoencoder import AutoencoderTask, crop_example, latent_statistics
 from lpm_jax.training.state import create_state
@@ -127,7 +128,7 @@ def test_statistics_normalise_the_latents_of_their_clips(task):
 def test_shortcut_starts_as_the_principal_components(task):
   """Its error is the smallest of any linear map: the variance that eight components leave."""
   task.config.model.update(shortcut=True, latent_channels=8)
-  task.config.data.statistics_clips = 4
+  task.config.data.update(statistics_clips=4, moving_components=0)
   task = AutoencoderTask(task.config)
   model = task.build(nnx.Rngs(3))
   task.initialiser()(model)
@@ -141,6 +142,25 @@ def test_shortcut_starts_as_the_principal_components(task):
   np.testing.assert_allclose(np.cov(latents.reshape(-1, 8).T), np.eye(8), atol=2e-2)
   error = np.sum((np.asarray(shortcut.decode(latents, starts=False)) - videos) ** 2)
   assert error == pytest.approx(np.sum(singular[8:] ** 2), rel=1e-2, abs=1e-3)
+
+
+def test_moving_components_keep_a_small_mouth_beside_a_large_background():
+  """Backgrounds of many directions fill the largest components; the blinking block has its own."""
+  rng = np.random.default_rng(0)
+  video = np.repeat(rng.integers(0, 256, (50, 1, 8, 8, 3)), 4, axis=1)
+  video[:, ::2, :2, :2] = 0
+  video[:, 1::2, :2, :2] = 60
+  video = video.reshape(200, 8, 8, 3).astype(np.uint8)
+  errors = {}
+  for moving in (0, 2):
+    codec = LinearCodec(8, (4, 2), rngs=nnx.Rngs(0))
+    autoencoder.set_principal(codec.rest, [video], 4, moving)
+    x = autoencoder.to_float(video)[None]
+    result = codec.decode(codec.encode(x, starts=False), starts=False)
+    errors[moving] = float(jnp.square(result - x)[:, :, :2, :2].mean())
+  assert errors[2] < 0.05 * errors[0]
+  with pytest.raises(ValueError, match="moving_components: found 8"):
+    autoencoder.set_principal(codec.rest, [video], 4, 8)
 
 
 def test_a_fresh_model_with_a_shortcut_is_the_shortcut(task):
