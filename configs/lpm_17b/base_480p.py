@@ -51,7 +51,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 3.0  # Wan2.1 at 480p
   c.loss.motion = 0.0
-  c.loss.full_weight = 0.0  # off
   c.loss.drop_text = 0.1
   c.loss.drop_speak = 0.1
   c.loss.drop_listen = 0.1

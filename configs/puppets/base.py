@@ -34,7 +34,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # model
   c.model = ConfigDict()
   c.model.transformer = dict(width=192, heads=3, layers=6, hidden=512, channels=40)
-  c.model.transformer.predicts = "clean"
   c.model.text = dict(width=128, layers=2)
   c.model.audio = dict(width=128)
 
@@ -42,7 +41,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 2.5
   c.loss.motion = 0.5
-  c.loss.full_weight = 0.4  # timesteps below count less
   c.loss.drop_text = 0.1
   c.loss.drop_speak = 0.1
   c.loss.drop_listen = 0.1
@@ -92,8 +90,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.evaluation.sample_every = 0
   if arg == "demo":
     c.init = "puppets"
-    # of the shipped weights, older than this recipe
-    c.model.transformer.update(channels=24, predicts="velocity")
+    c.model.transformer.channels = 24  # of the shipped weights, older than this recipe
     c.data.path = "demo/latents/train"
     c.data.validation = "demo/latents/validation"
     c.steps = 12

@@ -46,28 +46,13 @@ def motion_map(clean: Array) -> Array:
   return variance / (variance.mean() + 1e-8)
 
 
-def calm_weight(t: Array, full: float) -> Array:
-  """Factor of a velocity error at t: 1 from t = `full` on, (t / full)^2 below; 0 turns it off.
-
-  A prediction of the clean latents is divided by t, so that without it the last percent of detail
-  at small t outweighs everything that moves.
-  """
-  return jnp.minimum(1.0, t / full) ** 2 if full else jnp.ones_like(t)
-
-
-def flow_loss(
-  velocity: Array,
-  target: Array,
-  weight: Array,
-  place: Array | float = 1.0,
-  clip: Array | float = 1.0,
-) -> Array:
+def flow_loss(velocity: Array, target: Array, weight: Array, place: Array | float = 1.0) -> Array:
   """Mean squared velocity error over the latent frames that count, averaged over clips.
 
   Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean;
-  place [H, W] of mean 1; clip [B], a factor of each clip's loss.
+  place [H, W] of mean 1.
   """
   error = jnp.square(velocity.astype(jnp.float32) - target).mean(axis=4)
   error = (place * error).mean(axis=(2, 3))
   per_clip = (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)
-  return (clip * per_clip).mean()
+  return per_clip.mean()

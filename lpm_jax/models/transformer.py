@@ -29,9 +29,6 @@ from lpm_jax.models.layers import (
   parameter,
 )
 
-# Nearer to the clean end a prediction of the clean latents is no longer divided by t.
-MIN_TIME = 0.05
-
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -49,8 +46,6 @@ class TransformerConfig:
     speak_window: latent frames before and after that a speak block hears.
     listen_window: the same for a listen block; 12 latent frames are 2 s.
     offsets: temporal indices of references.
-    predicts: what the head puts out: "velocity" (Wan2.1), or "clean" latents from which it follows:
-      a narrow model then need not carry the noise of a wide patch (arXiv 2511.13720).
     remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
       name of a policy in jax.checkpoint_policies.
     dtype: of the computation; parameters are fp32.
@@ -67,7 +62,6 @@ class TransformerConfig:
   speak_window: tuple[int, int] = (1, 1)
   listen_window: tuple[int, int] = (12, 2)
   offsets: ReferenceOffsets = ReferenceOffsets()
-  predicts: str = "velocity"
   remat: str = "none"
   dtype: str = "float32"
 
@@ -220,8 +214,6 @@ class VideoTransformer(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     if config.layers % 2:
       raise ValueError(f"layers: found {config.layers}, expected an even number")
-    if config.predicts not in ("velocity", "clean"):
-      raise ValueError(f"predicts: found {config.predicts!r}, expected 'velocity' or 'clean'")
     if config.width % config.heads or (config.width // config.heads) % 2:
       raise ValueError(f"heads: {config.heads} heads do not split a width of {config.width} evenly")
     dtype, width = jnp.dtype(config.dtype), config.width
@@ -265,14 +257,13 @@ class VideoTransformer(nnx.Module):
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(_modulate(x_bfnd, shift, scale)).astype(jnp.float32)
     rows = latents.shape[2] // self.config.patch[0]
-    out = rearrange(
+    return rearrange(
       out,
       "b f (r c) (p q d) -> b f (r p) (c q) d",
       r=rows,
       p=self.config.patch[0],
       q=self.config.patch[1],
     )
-    return _velocity_to(out, latents, timestep) if self.config.predicts == "clean" else out
 
   def _angles(self, frames: int, grids: Array, conditions: Conditions) -> Array:
     kind, label = conditions.reference_kind, conditions.reference_label
@@ -296,12 +287,6 @@ class VideoTransformer(nnx.Module):
       policy = getattr(jax.checkpoint_policies, self.config.remat)
       run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
     return jax.lax.scan(run_pair, x_bgnd, stacked)[0]
-
-
-def _velocity_to(clean: Array, noisy: Array, timestep: Array) -> Array:
-  """Velocity (x_t - x0) / t that leads from x_t to a prediction of the clean latents."""
-  t = jnp.maximum(timestep, MIN_TIME)[:, :, None, None, None]
-  return (noisy.astype(jnp.float32) - clean) / t
 
 
 def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:

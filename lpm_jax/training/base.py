@@ -32,10 +32,9 @@ class BaseTask:
 
   Args:
     config: training config with `model` (fields of LPMConfig), `data` (path, validation,
-      latent_frames, slots), `loss` (shift, motion, full_weight, drop_text, drop_speak,
-      drop_listen), `stages`, `audio`, a folder of pretrained audio encoders or "", and optionally
-      `frozen`, the frozen encoders that run while training (`features.load_encoders`) where clips
-      do not store features.
+      latent_frames, slots), `loss` (shift, motion, drop_text, drop_speak, drop_listen), `stages`,
+      `audio`, a folder of pretrained audio encoders or "", and optionally `frozen`, the frozen
+      encoders that run while training (`features.load_encoders`) where clips do not store features.
   """
 
   def __init__(self, config: ConfigDict):
@@ -123,8 +122,7 @@ class BaseTask:
     """Flow-matching loss over the latent frames that are not given clean.
 
     The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
-    independently. `loss.motion` is the share of the loss that counts where the batch moves;
-    timesteps from `loss.full_weight` on count fully (`flow.calm_weight`).
+    independently. `loss.motion` is the share of the loss that counts where the batch moves.
     """
     del step
     settings = self.config.loss
@@ -137,13 +135,12 @@ class BaseTask:
     }
     unknown = jnp.arange(frames) >= batch["known"][:, None]
     t = flow.sample_timesteps(keys["t"], size, settings.shift)
-    calm = flow.calm_weight(t, settings.full_weight)
     t = jnp.where(unknown, t[:, None], 0.0)
     noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
     conditions = samples.encode_window(model, {**batch, **drops})
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)
     place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
-    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place, calm)
+    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place)
     return loss, {}
 
   def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:

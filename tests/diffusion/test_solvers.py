@@ -93,19 +93,3 @@ def test_loss_counts_places_by_how_much_the_batch_moves():
   at_lips = jnp.zeros_like(moving).at[:, :, 1, 2].set(1.0)
   assert float(flow.flow_loss(at_lips, 0 * at_lips, weight, place)) == pytest.approx(1.0, rel=1e-5)
   assert float(flow.flow_loss(at_lips, 0 * at_lips, weight)) == pytest.approx(1 / 6, rel=1e-5)
-
-
-def test_a_factor_per_clip_scales_its_loss_and_calms_small_timesteps():
-  """A clean prediction that is off by 0.1 has errors of (0.1 / t)^2, equal below `full`."""
-  t = jnp.array([0.1, 0.2, 0.4, 0.8])
-  calm = flow.calm_weight(t, 0.4)
-  np.testing.assert_allclose(calm, [1 / 16, 1 / 4, 1, 1])
-  np.testing.assert_array_equal(flow.calm_weight(t, 0.0), 1.0)
-  error = jnp.broadcast_to((0.1 / t)[:, None, None, None, None], (4, 2, 1, 1, 1))
-  weight = jnp.ones((4, 2))
-  each = [
-    float(flow.flow_loss(error[i : i + 1], 0 * error[:1], weight[:1], 1.0, calm[i : i + 1]))
-    for i in range(4)
-  ]
-  np.testing.assert_allclose(each, [1 / 16, 1 / 16, 1 / 16, 1 / 64], rtol=1e-5)
-  assert float(flow.flow_loss(error, 0 * error, weight, 1.0, calm)) == pytest.approx(np.mean(each))

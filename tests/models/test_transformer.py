@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lpm_jax.diffusion import flow
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
@@ -65,18 +64,6 @@ def make_inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
     reference_label=jnp.array([[0, 3, 5], [0, 1, 0]]),
   )
   return latents, timestep, conditions
-
-
-def test_a_clean_prediction_gives_the_velocity_that_leads_to_it():
-  """The same weights put out the same numbers; only their meaning differs."""
-  model, clean = make_model(), make_model(dataclasses.replace(TINY, predicts="clean"))
-  latents, timestep, conditions = make_inputs()
-  put_out, velocity = (run(m, latents, timestep, conditions) for m in (model, clean))
-  found = flow.velocity_to_clean(latents, velocity, timestep)
-  np.testing.assert_allclose(found[:, 1:], put_out[:, 1:], atol=1e-5)
-  assert np.isfinite(velocity).all()  # the given frame's too, at timestep 0
-  with pytest.raises(ValueError, match="predicts: found 'noise'"):
-    make_model(dataclasses.replace(TINY, predicts="noise"))
 
 
 def test_zero_audio_values_equal_the_audio_free_trunk():

@@ -1,0 +1,38 @@
+"""The last 1,050 steps of the shipped Base: older weights learn the present latents (model card).
+
+lpm train --config=configs/puppets/base_continued.py --config.init=FOLDER --workdir=runs/continued
+"""
+
+from ml_collections import ConfigDict
+
+from configs.puppets import base
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """No presets; `config.init` is the folder of the weights that go on."""
+  if arg:
+    raise ValueError(f"configs/puppets/base_continued.py: found :{arg}, expected none")
+  c = base.get_config()
+  c.steps = 1_050
+  c.data.slots = 4
+
+  # stages
+  kinds = dict(speak=0.34, listen=0.12, idle=0.3, dialogue=0.24)
+  common = dict(mixture=kinds, learning_rates=((r"^(speak|listen)/", 0.3),))
+  short = dict(latent_frames=10, slots=2, extra_references=0.7)
+  middle = dict(latent_frames=14, slots=6, extra_references=0.7, extension=0.5)
+  c.stages = (
+    dict(name="adapt", steps=100, **short, **common),
+    dict(name="whole", steps=750, extra_references=0.8, **common),
+    dict(name="extension", steps=200, **middle, **common),
+  )
+
+  # optimiser
+  c.optimiser.learning_rate = 8e-4
+  c.optimiser.warmup = 30
+  c.optimiser.ema = 0.998
+
+  # evaluation
+  c.evaluation.sample_every = 400
+  c.evaluation.sample_guidance = 1.5
+  return c
