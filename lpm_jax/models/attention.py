@@ -1,5 +1,7 @@
 """Attention: one function that every block calls, and the masks it is called with."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -30,13 +32,44 @@ def attend(
   return jnp.einsum("bkst,btkd->bskd", weights, value)
 
 
-def window_mask(frames: int, tokens: int, before: int, after: int) -> Array:
-  """Which audio tokens a latent frame sees: bool [frames, frames * tokens].
+def window_mask(frames: int, tokens: int, before: int, after: int, past: int = 0) -> Array:
+  """Which audio tokens a latent frame sees: bool [frames, (past + frames) * tokens].
 
-  Frame f sees the tokens of frames f - before .. f + after. With A = 4 audio tokens a latent frame
-  the keys are few (128 for a clip of 32 latent frames), so a masked dense product costs little at
-  every scale. Made of iotas: under jit no array of the mask's size is stored in the program.
+  Frame f sees the tokens of frames f - before .. f + after; the first `past` frames of tokens are
+  those before frame 0. With A = 4 audio tokens a latent frame the keys are few (128 for a clip of
+  32 latent frames), so a masked dense product costs little at every scale. Made of iotas: under jit
+  no array of the mask's size is stored in the program.
   """
   query = jnp.arange(frames)[:, None]
-  key = jnp.arange(frames * tokens)[None] // tokens
+  key = jnp.arange((past + frames) * tokens)[None] // tokens - past
   return (key >= query - before) & (key <= query + after)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkCausal:
+  """Which frames of a stream see which: Online LPM's mask (LPM 1.0, figure 6).
+
+  Frame 0 is the main picture, on its own; chunk c holds the `frames` after frame c * frames. A
+  frame sees the picture, its own chunk, the first `sink` chunks as far as they are past, and the
+  last `window` chunks before its own.
+  """
+
+  frames: int = 6
+  sink: int = 3
+  window: int = 2
+
+  def chunk(self, frame: Array) -> Array:
+    """Chunk of a frame; -1 for the picture."""
+    return (frame + self.frames - 1) // self.frames - 1
+
+  def visible(self, count: int) -> Array:
+    """Which of `count` frames (columns) a frame (row) sees: bool [count, count]."""
+    chunk = self.chunk(jnp.arange(count))
+    query, key = chunk[:, None], chunk[None]
+    near = (key < self.sink) | (key >= query - self.window)
+    return (key <= query) & near
+
+  def audible(self, count: int) -> Array:
+    """Which frames of audio a frame may hear: those up to the end of its chunk."""
+    chunk = self.chunk(jnp.arange(count))
+    return chunk[None] <= chunk[:, None]

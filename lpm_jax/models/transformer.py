@@ -6,7 +6,6 @@ through a narrow window, odd blocks the partner's through a wide one. References
 the video, at timestep 0.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -16,191 +15,11 @@ from flax import nnx
 from jax import Array
 
 from lpm_jax.models import rotary
-from lpm_jax.models.attention import attend, window_mask
+from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
+from lpm_jax.models.cache import KVCache
 from lpm_jax.models.conditions import Conditions
-from lpm_jax.models.identity import ReferenceOffsets
-from lpm_jax.models.layers import (
-  FeedForward,
-  LayerNorm,
-  Linear,
-  RMSNorm,
-  TimestepEmbedding,
-  layer_norm,
-  parameter,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-  """Sizes of the transformer; the defaults are the `puppets` scale.
-
-  Args:
-    width: model width D.
-    heads: attention heads K.
-    layers: blocks, an even number (speak and listen blocks alternate).
-    hidden: inner width of the feed-forward layer.
-    channels: latent channels C.
-    patch: rows and columns of latents in one token.
-    text_width: D_text.
-    audio_width: D_audio.
-    speak_window: latent frames before and after that a speak block hears.
-    listen_window: the same for a listen block; 12 latent frames are 2 s.
-    offsets: temporal indices of references.
-    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
-      name of a policy in jax.checkpoint_policies.
-    dtype: of the computation; parameters are fp32.
-  """
-
-  width: int = 192
-  heads: int = 3
-  layers: int = 8
-  hidden: int = 512
-  channels: int = 16
-  patch: tuple[int, int] = (2, 2)
-  text_width: int = 128
-  audio_width: int = 128
-  speak_window: tuple[int, int] = (1, 1)
-  listen_window: tuple[int, int] = (12, 2)
-  offsets: ReferenceOffsets = ReferenceOffsets()
-  remat: str = "none"
-  dtype: str = "float32"
-
-  @classmethod
-  def lpm_17b(cls) -> "TransformerConfig":
-    """The published size: Wan2.1-14B with audio K, V and O of 5120 x 5120 in all 40 blocks."""
-    return cls(
-      width=5120,
-      heads=40,
-      layers=40,
-      hidden=13824,
-      text_width=4096,
-      audio_width=5120,
-      remat="nothing_saveable",
-      dtype="bfloat16",
-    )
-
-
-@dataclasses.dataclass
-class Stream:
-  """What all blocks share: rotary angles, masks and the two embedded conditions of a block."""
-
-  angle: Array  # fp32 [B or 1, S, d / 2]
-  mask: Array  # bool [B, 1, 1, S]: empty reference slots are not looked at
-  text: Array  # [B, L, D]
-  frames: int  # latent frames of video, the rest of a sequence are references
-
-
-class SelfAttention(nnx.Module):
-  """Attention over video and reference tokens; q and k are RMS-normalised over the full width."""
-
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    dense = functools.partial(_dense, config, rngs)
-    self.heads = config.heads
-    self.query, self.key, self.value = dense(), dense(), dense()
-    self.out = dense(axes=("heads", "embed"))
-    self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
-
-  def __call__(self, x: Array, stream: Stream) -> Array:
-    query = rotary.rotate(_heads(self.query_norm(self.query(x)), self.heads), stream.angle)
-    key = rotary.rotate(_heads(self.key_norm(self.key(x)), self.heads), stream.angle)
-    value = _heads(self.value(x), self.heads)
-    return self.out(_join(attend(query, key, value, mask=stream.mask)))
-
-
-class TextAudioAttention(nnx.Module):
-  """Text and audio cross-attention in parallel: shared query, separate K, V and O, outputs summed.
-
-  Only video tokens ask: a reference has no time to hear at and no action to follow. Queries and
-  audio keys are turned by time, one step an audio token, so that a frame tells now from just
-  before. The audio values start at zero and the audio output has no bias: until it is trained the
-  audio branch adds nothing.
-  """
-
-  def __init__(
-    self,
-    config: TransformerConfig,
-    window: tuple[int, int],
-    *,
-    rngs: nnx.Rngs,
-  ):
-    dense = functools.partial(_dense, config, rngs)
-    self.heads, self.window = config.heads, window
-    self.query, self.query_norm = dense(), RMSNorm(config.width)
-    self.text_key, self.text_value = dense(), dense()
-    self.text_key_norm = RMSNorm(config.width)
-    self.text_out = dense(axes=("heads", "embed"))
-    self.audio_key = dense(width=config.audio_width)
-    self.audio_value = dense(width=config.audio_width, init=nnx.initializers.zeros)
-    self.audio_key_norm = RMSNorm(config.width)
-    self.audio_out = dense(axes=("heads", "embed"), bias=False)
-
-  def __call__(self, x_bfnd: Array, text: Array, audio: Array) -> Array:
-    """x [B, F, N, D], text [B, L, D], audio [B, F, A, D_audio] -> [B, F, N, D]."""
-    frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
-    query = self.query_norm(self.query(rearrange(x_bfnd, "b f n d -> b (f n) d")))
-    query = _heads(query, self.heads)
-    text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
-    seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
-
-    audio = rearrange(audio, "b f a d -> b (f a) d")
-    audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = jnp.repeat(jnp.arange(frames) * per_frame, tokens)
-    key_time = jnp.arange(frames * per_frame) - per_frame + 1
-    head = query.shape[-1]
-    mask = jnp.repeat(window_mask(frames, per_frame, *self.window), tokens, axis=0)
-    heard = attend(
-      rotary.rotate(query, rotary.angles(query_time, head)[None]),
-      rotary.rotate(audio_key, rotary.angles(key_time, head)[None]),
-      _heads(self.audio_value(audio), self.heads),
-      mask=mask[None, None],
-    )
-    out = self.text_out(_join(seen)) + self.audio_out(_join(heard))
-    return rearrange(out, "b (f n) d -> b f n d", f=frames)
-
-
-class Block(nnx.Module):
-  """One block of figure 5: self-attention, text and audio, feed-forward; AdaLN per latent frame.
-
-  Args:
-    config: sizes.
-    window: latent frames before and after that the audio branch hears.
-  """
-
-  def __init__(self, config: TransformerConfig, window: tuple[int, int], *, rngs: nnx.Rngs):
-    table = jax.random.normal(rngs.params(), (6, config.width)) / config.width**0.5
-    self.modulation = parameter(table, (None, "embed"))
-    self.self_attention = SelfAttention(config, rngs=rngs)
-    self.cross_norm = LayerNorm(config.width)
-    self.cross_attention = TextAudioAttention(config, window, rngs=rngs)
-    self.feed_forward = FeedForward(
-      config.width, config.hidden, dtype=jnp.dtype(config.dtype), rngs=rngs
-    )
-
-  def __call__(self, x_bgnd: Array, modulation: Array, audio: Array, stream: Stream) -> Array:
-    """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, F, A, D_audio]."""
-    grids = x_bgnd.shape[1]
-    table = modulation + self.modulation[...]
-    shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
-
-    normed = _modulate(x_bgnd, shift1, scale1)
-    attended = self.self_attention(rearrange(normed, "b g n d -> b (g n) d"), stream)
-    attended = rearrange(attended, "b (g n) d -> b g n d", g=grids)
-    x_bgnd = x_bgnd + (gate1 * attended).astype(x_bgnd.dtype)
-
-    video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
-    video = video + self.cross_attention(self.cross_norm(video), stream.text, audio)
-    x_bgnd = jnp.concatenate([video, references], axis=1)
-
-    normed = _modulate(x_bgnd, shift2, scale2)
-    return x_bgnd + (gate2 * self.feed_forward(normed)).astype(x_bgnd.dtype)
-
-
-class BlockPair(nnx.Module):
-  """An even block, which hears its own speech, and an odd block, which hears the partner's."""
-
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.speak = Block(config, config.speak_window, rngs=rngs)
-    self.listen = Block(config, config.listen_window, rngs=rngs)
+from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
 
 
 class VideoTransformer(nnx.Module):
@@ -229,64 +48,145 @@ class VideoTransformer(nnx.Module):
     self.head_modulation = parameter(table, (None, "embed"))
     self.head = embed(width, patch, axes=("embed", None), init=nnx.initializers.zeros)
 
-  def __call__(self, latents: Array, timestep: Array, conditions: Conditions) -> Array:
+  def __call__(
+    self,
+    latents: Array,
+    timestep: Array,
+    conditions: Conditions,
+    causal: ChunkCausal | None = None,
+  ) -> Array:
     """Predicts velocity = noise - clean, fp32 [B, F, H, W, C].
 
     Args:
       latents: [B, F, H, W, C], H and W divisible by the patch.
       timestep: [B, F] in [0, 1], one per latent frame; 0 is clean.
       conditions: see Conditions.
+      causal: what a frame of a stream sees and hears, references see each other only; by default
+        everything sees everything.
 
     Raises:
       ValueError: shapes that do not fit each other.
     """
+    frames, audible = latents.shape[1], causal.audible(latents.shape[1]) if causal else None
+    time = jnp.broadcast_to(jnp.arange(frames), latents.shape[:2])
+    visible = (
+      _visible(causal.visible(frames), conditions) if causal else _present(conditions, frames)
+    )
+    return self._run(latents, timestep, conditions, time, visible, audible, keep=False)[0]
+
+  def remember(self, picture: Array, conditions: Conditions) -> KVCache:
+    """What the main picture, a clean latent [B, 1, H, W, C], and the references leave behind.
+
+    The picture stands at time 0 and hears the first frame of the tracks. See `extend`.
+    """
+    timestep, time = jnp.zeros(picture.shape[:2]), jnp.zeros(picture.shape[:2], jnp.int32)
+    visible = _visible(jnp.ones((1, 1), bool), conditions)
+    return self._run(picture, timestep, conditions, time, visible)[1]
+
+  def extend(
+    self, latents: Array, timestep: Array, conditions: Conditions, cache: KVCache, start: Array
+  ) -> tuple[Array, KVCache]:
+    """The next chunk of a stream, which sees itself and what is in a cache.
+
+    Args:
+      latents, timestep: see __call__; the F frames are one chunk.
+      conditions: with audio of frames before the chunk, then its own: speak and listen are
+        [B, past + F, A, D_audio]; no references ([B, 0, ...]), for the cache has them.
+      cache: what came before.
+      start: int32 [], temporal index of the first frame. The stream is as old: frames of audio
+        before time 0 are not heard.
+
+    Returns:
+      Velocity fp32 [B, F, H, W, C], and what the chunk leaves behind.
+    """
+    frames, past = latents.shape[1], conditions.speak.shape[1] - latents.shape[1]
+    time = jnp.broadcast_to(start + jnp.arange(frames), latents.shape[:2])
+    visible = jnp.concatenate([cache.seen, jnp.ones(latents.shape[:2], bool)], axis=1)[:, None]
+    audible = jnp.arange(past + frames)[None] - past + start >= 0
+    audible = jnp.broadcast_to(audible, (frames, past + frames))
+    return self._run(latents, timestep, conditions, time, visible, audible, cache)
+
+  def _run(
+    self,
+    latents: Array,
+    timestep: Array,
+    conditions: Conditions,
+    time: Array,
+    visible: Array,
+    audible: Array | None = None,
+    cache: KVCache | None = None,
+    keep: bool = True,
+  ) -> tuple[Array, KVCache | None]:
+    """Velocity and, with `keep`, keys and values; `visible` bool [B, G or 1, cached + G]."""
     _check_shapes(self.config, latents, timestep, conditions)
     frames = latents.shape[1]
     grids = jnp.concatenate([latents, conditions.references.astype(latents.dtype)], axis=1)
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
+    kind, label = conditions.reference_kind, conditions.reference_label
+    place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
     x_bgnd = self.patch_in(_patchify(grids, self.config.patch))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      angle=self._angles(frames, grids, conditions),
-      mask=_key_mask(frames, x_bgnd.shape[2], conditions),
+      angle=self._angles(place, grids),
+      mask=_token_mask(visible, x_bgnd.shape[2]),
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       frames=frames,
+      past_angle=None if cache is None else self._angles(cache.time, grids),
+      audible=audible,
     )
-    x_bgnd = self._run_blocks(x_bgnd, modulation, conditions, stream)
+    x_bgnd, kept = self._run_blocks(x_bgnd, modulation, conditions, stream, cache, keep)
     x_bfnd, embedding = x_bgnd[:, :frames], embedding[:, :frames]
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
-    out = self.head(_modulate(x_bfnd, shift, scale)).astype(jnp.float32)
+    out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
     rows = latents.shape[2] // self.config.patch[0]
-    return rearrange(
+    velocity = rearrange(
       out,
       "b f (r c) (p q d) -> b f (r p) (c q) d",
       r=rows,
       p=self.config.patch[0],
       q=self.config.patch[1],
     )
+    if not keep:
+      return velocity, None
+    return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
 
-  def _angles(self, frames: int, grids: Array, conditions: Conditions) -> Array:
-    kind, label = conditions.reference_kind, conditions.reference_label
-    batch = kind.shape[0]
-    video = jnp.broadcast_to(jnp.arange(frames), (batch, frames))
-    time = jnp.concatenate([video, self.config.offsets(kind, label)], axis=1)
+  def _angles(self, time: Array, grids: Array) -> Array:
     rows, columns = (n // p for n, p in zip(grids.shape[2:4], self.config.patch, strict=True))
     return rotary.grid_angles(time, rows, columns, self.config.width // self.config.heads)
 
   def _run_blocks(
-    self, x_bgnd: Array, modulation: Array, conditions: Conditions, stream: Stream
-  ) -> Array:
+    self,
+    x_bgnd: Array,
+    modulation: Array,
+    conditions: Conditions,
+    stream: Stream,
+    cache: KVCache | None,
+    keep: bool,
+  ) -> tuple[Array, tuple[Array, Array] | None]:
+    """x after all blocks and, with `keep`, their keys and values [P, 2, B, G, N, K, d]."""
     graphdef, stacked = nnx.split(self.pairs)
+    grids = x_bgnd.shape[1]
 
-    def run_pair(x_bgnd: Array, state: nnx.State) -> tuple[Array, None]:
-      pair = nnx.merge(graphdef, state)
-      x_bgnd = pair.speak(x_bgnd, modulation, conditions.speak, stream)
-      return pair.listen(x_bgnd, modulation, conditions.listen, stream), None
+    def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
+      state, past = of_pair
+      pair, kept = nnx.merge(graphdef, state), []
+      for i, name in enumerate(("speak", "listen")):
+        known = past and tuple(rearrange(x[i], "b g n k d -> b (g n) k d") for x in past)
+        audio = getattr(conditions, name)
+        x_bgnd, new = getattr(pair, name)(x_bgnd, modulation, audio, stream, known)
+        kept.append(new)
+      if not keep:
+        return x_bgnd, None
+      return x_bgnd, tuple(
+        rearrange(jnp.stack(x), "i b (g n) k d -> i b g n k d", g=grids)
+        for x in zip(*kept, strict=True)
+      )
 
     if self.config.remat != "none":
       policy = getattr(jax.checkpoint_policies, self.config.remat)
       run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
-    return jax.lax.scan(run_pair, x_bgnd, stacked)[0]
+    past = None if cache is None else (cache.key, cache.value)
+    return jax.lax.scan(run_pair, x_bgnd, (stacked, past))
 
 
 def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
@@ -301,30 +201,6 @@ def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
   return build(rngs)
 
 
-def _dense(
-  config: TransformerConfig,
-  rngs: nnx.Rngs,
-  *,
-  width: int | None = None,
-  axes: tuple[str, str] = ("embed", "heads"),
-  **options,
-) -> Linear:
-  dtype = jnp.dtype(config.dtype)
-  return Linear(width or config.width, config.width, axes=axes, dtype=dtype, rngs=rngs, **options)
-
-
-def _heads(x: Array, heads: int) -> Array:
-  return rearrange(x, "b s (k d) -> b s k d", k=heads)
-
-
-def _join(x: Array) -> Array:
-  return rearrange(x, "b s k d -> b s (k d)")
-
-
-def _modulate(x: Array, shift: Array, scale: Array) -> Array:
-  return (layer_norm(x) * (1.0 + scale) + shift).astype(x.dtype)
-
-
 def _patchify(grids: Array, patch: tuple[int, int]) -> Array:
   return rearrange(grids, "b g (r p) (c q) d -> b g (r c) (p q d)", p=patch[0], q=patch[1])
 
@@ -333,10 +209,25 @@ def _slots(conditions: Conditions) -> tuple[int, int]:
   return conditions.reference_kind.shape
 
 
-def _key_mask(frames: int, tokens: int, conditions: Conditions) -> Array:
+def _present(conditions: Conditions, frames: int) -> Array:
+  """Every frame and every reference that is there: bool [B, 1, F + R]."""
   video = jnp.ones((conditions.reference_kind.shape[0], frames), bool)
-  seen = jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)
-  return jnp.repeat(seen, tokens, axis=1)[:, None, None]
+  return jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)[:, None]
+
+
+def _visible(video: Array, conditions: Conditions) -> Array:
+  """Frames see frames as in `video` bool [F, F], and references; references see each other."""
+  frames, slots = len(video), _slots(conditions)[1]
+  of_video = jnp.pad(video, ((0, slots), (0, 0)))
+  of_references = jnp.ones((frames + slots, slots), bool)
+  whole = jnp.concatenate([of_video, of_references], axis=1)
+  return whole & _present(conditions, frames)
+
+
+def _token_mask(visible: Array, tokens: int) -> Array:
+  """Grids that see grids, bool [B, G or 1, T] -> tokens that see tokens, [B, 1, S or 1, T N]."""
+  mask = jnp.repeat(visible, tokens, axis=2)[:, None]
+  return mask if mask.shape[2] == 1 else jnp.repeat(mask, tokens, axis=2)
 
 
 def _check_shapes(
@@ -352,7 +243,7 @@ def _check_shapes(
   }
   for track in ("speak", "listen"):
     shape = getattr(conditions, track).shape
-    wanted[track] = (shape, (batch, frames, shape[2], config.audio_width))
+    wanted[track] = (shape, (batch, max(frames, shape[1]), shape[2], config.audio_width))
   for name, (found, expected) in wanted.items():
     if tuple(found) != tuple(expected):
       raise ValueError(f"{name}: found shape {tuple(found)}, expected {tuple(expected)}")

@@ -1,0 +1,254 @@
+"""The block of the video diffusion transformer: self-attention, text and audio, feed-forward.
+
+In every block one audio branch runs parallel to text and shares its query; even blocks hear the
+character's own speech through a narrow window, odd blocks the partner's through a wide one.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from lpm_jax.models import rotary
+from lpm_jax.models.attention import attend, window_mask
+from lpm_jax.models.identity import ReferenceOffsets
+from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """Sizes of the transformer; the defaults are the `puppets` scale.
+
+  Args:
+    width: model width D.
+    heads: attention heads K.
+    layers: blocks, an even number (speak and listen blocks alternate).
+    hidden: inner width of the feed-forward layer.
+    channels: latent channels C.
+    patch: rows and columns of latents in one token.
+    text_width: D_text.
+    audio_width: D_audio.
+    speak_window: latent frames before and after that a speak block hears.
+    listen_window: the same for a listen block; 12 latent frames are 2 s.
+    offsets: temporal indices of references.
+    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
+      name of a policy in jax.checkpoint_policies.
+    dtype: of the computation; parameters are fp32.
+  """
+
+  width: int = 192
+  heads: int = 3
+  layers: int = 8
+  hidden: int = 512
+  channels: int = 16
+  patch: tuple[int, int] = (2, 2)
+  text_width: int = 128
+  audio_width: int = 128
+  speak_window: tuple[int, int] = (1, 1)
+  listen_window: tuple[int, int] = (12, 2)
+  offsets: ReferenceOffsets = ReferenceOffsets()
+  remat: str = "none"
+  dtype: str = "float32"
+
+  @classmethod
+  def lpm_17b(cls) -> "TransformerConfig":
+    """The published size: Wan2.1-14B with audio K, V and O of 5120 x 5120 in all 40 blocks."""
+    return cls(
+      width=5120,
+      heads=40,
+      layers=40,
+      hidden=13824,
+      text_width=4096,
+      audio_width=5120,
+      remat="nothing_saveable",
+      dtype="bfloat16",
+    )
+
+
+Kept = tuple[Array, Array]  # keys before rotation and values [B, T, K, d] of a block's tokens
+
+
+@dataclasses.dataclass
+class Stream:
+  """What all blocks share: rotary angles, masks and the embedded text.
+
+  With a cache, its tokens come before those of the call, in angles and in the mask.
+  """
+
+  angle: Array  # fp32 [B or 1, S, d / 2], of the tokens of this call
+  mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
+  text: Array  # [B, L, D]
+  frames: int  # latent frames of video, the rest of a sequence are references
+  past_angle: Array | None = None  # fp32 [B, T - S, d / 2], of cached tokens
+  audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
+
+
+class SelfAttention(nnx.Module):
+  """Attention over video and reference tokens; q and k are RMS-normalised over the full width."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    dense = functools.partial(_dense, config, rngs)
+    self.heads = config.heads
+    self.query, self.key, self.value = dense(), dense(), dense()
+    self.out = dense(axes=("heads", "embed"))
+    self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
+
+  def __call__(self, x: Array, stream: Stream, past: Kept | None = None) -> tuple[Array, Kept]:
+    """x [B, S, D], keys and values of cached tokens -> [B, S, D], keys and values of x.
+
+    Keys are turned when they are used: a cached one stands wherever the stream says now.
+    """
+    query = rotary.rotate(_heads(self.query_norm(self.query(x)), self.heads), stream.angle)
+    key = _heads(self.key_norm(self.key(x)), self.heads)
+    value = _heads(self.value(x), self.heads)
+    keys, values = rotary.rotate(key, stream.angle), value
+    if past is not None:
+      keys = jnp.concatenate([rotary.rotate(past[0], stream.past_angle), keys], axis=1)
+      values = jnp.concatenate([past[1], values], axis=1)
+    return self.out(_join(attend(query, keys, values, mask=stream.mask))), (key, value)
+
+
+class TextAudioAttention(nnx.Module):
+  """Text and audio cross-attention in parallel: shared query, separate K, V and O, outputs summed.
+
+  Only video tokens ask: a reference has no time to hear at and no action to follow. Queries and
+  audio keys are turned by time, one step an audio token, so that a frame tells now from just
+  before. The audio values start at zero and the audio output has no bias: until it is trained the
+  audio branch adds nothing.
+  """
+
+  def __init__(
+    self,
+    config: TransformerConfig,
+    window: tuple[int, int],
+    *,
+    rngs: nnx.Rngs,
+  ):
+    dense = functools.partial(_dense, config, rngs)
+    self.heads, self.window = config.heads, window
+    self.query, self.query_norm = dense(), RMSNorm(config.width)
+    self.text_key, self.text_value = dense(), dense()
+    self.text_key_norm = RMSNorm(config.width)
+    self.text_out = dense(axes=("heads", "embed"))
+    self.audio_key = dense(width=config.audio_width)
+    self.audio_value = dense(width=config.audio_width, init=nnx.initializers.zeros)
+    self.audio_key_norm = RMSNorm(config.width)
+    self.audio_out = dense(axes=("heads", "embed"), bias=False)
+
+  def __call__(
+    self, x_bfnd: Array, text: Array, audio: Array, audible: Array | None = None
+  ) -> Array:
+    """x [B, F, N, D], text [B, L, D], audio [B, past + F, A, D_audio] -> [B, F, N, D].
+
+    `audible` bool [F, past + F] hides frames of audio that the window would let through.
+    """
+    frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
+    past = audio.shape[1] - frames
+    query = self.query_norm(self.query(rearrange(x_bfnd, "b f n d -> b (f n) d")))
+    query = _heads(query, self.heads)
+    text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
+    seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
+
+    audio = rearrange(audio, "b f a d -> b (f a) d")
+    audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
+    query_time = jnp.repeat((past + jnp.arange(frames)) * per_frame, tokens)
+    key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
+    head = query.shape[-1]
+    mask = window_mask(frames, per_frame, *self.window, past=past)
+    if audible is not None:
+      mask = mask & jnp.repeat(audible, per_frame, axis=1)
+    mask = jnp.repeat(mask, tokens, axis=0)
+    heard = attend(
+      rotary.rotate(query, rotary.angles(query_time, head)[None]),
+      rotary.rotate(audio_key, rotary.angles(key_time, head)[None]),
+      _heads(self.audio_value(audio), self.heads),
+      mask=mask[None, None],
+    )
+    out = self.text_out(_join(seen)) + self.audio_out(_join(heard))
+    return rearrange(out, "b (f n) d -> b f n d", f=frames)
+
+
+class Block(nnx.Module):
+  """One block of figure 5: self-attention, text and audio, feed-forward; AdaLN per latent frame.
+
+  Args:
+    config: sizes.
+    window: latent frames before and after that the audio branch hears.
+  """
+
+  def __init__(self, config: TransformerConfig, window: tuple[int, int], *, rngs: nnx.Rngs):
+    table = jax.random.normal(rngs.params(), (6, config.width)) / config.width**0.5
+    self.modulation = parameter(table, (None, "embed"))
+    self.self_attention = SelfAttention(config, rngs=rngs)
+    self.cross_norm = LayerNorm(config.width)
+    self.cross_attention = TextAudioAttention(config, window, rngs=rngs)
+    self.feed_forward = FeedForward(
+      config.width, config.hidden, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )
+
+  def __call__(
+    self,
+    x_bgnd: Array,
+    modulation: Array,
+    audio: Array,
+    stream: Stream,
+    past: Kept | None = None,
+  ) -> tuple[Array, Kept]:
+    """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
+
+    Returns x and its keys and values; `past` are those of cached tokens.
+    """
+    grids = x_bgnd.shape[1]
+    table = modulation + self.modulation[...]
+    shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
+
+    normed = modulate(x_bgnd, shift1, scale1)
+    normed = rearrange(normed, "b g n d -> b (g n) d")
+    attended, kept = self.self_attention(normed, stream, past)
+    attended = rearrange(attended, "b (g n) d -> b g n d", g=grids)
+    x_bgnd = x_bgnd + (gate1 * attended).astype(x_bgnd.dtype)
+
+    video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
+    normed = self.cross_norm(video)
+    video = video + self.cross_attention(normed, stream.text, audio, stream.audible)
+    x_bgnd = jnp.concatenate([video, references], axis=1)
+
+    normed = modulate(x_bgnd, shift2, scale2)
+    return x_bgnd + (gate2 * self.feed_forward(normed)).astype(x_bgnd.dtype), kept
+
+
+class BlockPair(nnx.Module):
+  """An even block, which hears its own speech, and an odd block, which hears the partner's."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.speak = Block(config, config.speak_window, rngs=rngs)
+    self.listen = Block(config, config.listen_window, rngs=rngs)
+
+
+def _dense(
+  config: TransformerConfig,
+  rngs: nnx.Rngs,
+  *,
+  width: int | None = None,
+  axes: tuple[str, str] = ("embed", "heads"),
+  **options,
+) -> Linear:
+  dtype = jnp.dtype(config.dtype)
+  return Linear(width or config.width, config.width, axes=axes, dtype=dtype, rngs=rngs, **options)
+
+
+def _heads(x: Array, heads: int) -> Array:
+  return rearrange(x, "b s (k d) -> b s k d", k=heads)
+
+
+def _join(x: Array) -> Array:
+  return rearrange(x, "b s k d -> b s (k d)")
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+  """AdaLN: layer norm without parameters, scaled and shifted."""
+  return (layer_norm(x) * (1.0 + scale) + shift).astype(x.dtype)

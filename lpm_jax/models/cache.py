@@ -1,0 +1,20 @@
+"""Keys and values that tokens leave behind for later calls of the transformer."""
+
+from flax import struct
+from jax import Array
+
+
+@struct.dataclass
+class KVCache:
+  """Tokens of G grids (latent frames and reference pictures) in all P pairs of blocks.
+
+  Attributes:
+    key, value: [P, 2, B, G, N, K, d]; speak block first. Keys are stored before rotation.
+    time: int32 [B, G], the temporal index at which each grid stands when it is looked at.
+    seen: bool [B, G]; a grid that is not seen is not there.
+  """
+
+  key: Array
+  value: Array
+  time: Array
+  seen: Array

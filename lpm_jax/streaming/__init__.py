@@ -1,0 +1,1 @@
+"""Online LPM at work: the cache of a stream and its chunk step, scanned or one at a time."""

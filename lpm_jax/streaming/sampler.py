@@ -1,0 +1,219 @@
+"""The chunk step of Online LPM, and the sampler that scans it.
+
+Backbone: noise -> a few evaluations -> coarse latents, looking at a noised history. Refiner: coarse
+latents, noised again to a fixed level, -> one evaluation, looking at a clean history. The decoder
+turns the result into frames in the same step. All state goes in and comes out as one pytree of
+fixed shape, so one compiled step serves a live stream and, scanned, a whole file.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx, struct
+from jax import Array
+
+from lpm_jax.diffusion import flow
+from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models.cache import KVCache
+from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.transformer import VideoTransformer
+from lpm_jax.models.vae import VAECache, VideoVAE
+from lpm_jax.streaming.cache import StreamCache
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSettings:
+  """Levels and lengths of a stream. LPM 1.0 publishes neither levels nor history noise: ours.
+
+  Attributes:
+    causal: chunk length, sink and window.
+    backbone: timesteps of the backbone's evaluations, falling from 1: {T0, T1}.
+    refiner: timestep to which its result is noised again: T2.
+    history: timestep of the history that the backbone sees.
+  """
+
+  causal: ChunkCausal = ChunkCausal()
+  backbone: tuple[float, ...] = (1.0, 0.757)
+  refiner: float = 0.522
+  history: float = 0.1
+
+  def __post_init__(self):
+    falling = list(self.backbone) == sorted(set(self.backbone), reverse=True)
+    if not self.backbone or self.backbone[0] != 1.0 or not falling or self.backbone[-1] <= 0:
+      raise ValueError(f"backbone: found {self.backbone}, expected timesteps falling from 1.0")
+    for name in ("refiner", "history"):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise ValueError(f"{name}: found {getattr(self, name)}, expected a timestep in [0, 1)")
+
+
+def half_second() -> StreamSettings:
+  """Chunks of half a second for quick answers; sink and window span the same time."""
+  return StreamSettings(causal=ChunkCausal(frames=3, sink=6, window=4))
+
+
+@struct.dataclass
+class StreamState:
+  """Everything a stream carries from one chunk to the next.
+
+  Attributes:
+    backbone, refiner: caches of the two transformers.
+    decoder: cache of the autoencoder.
+    key: random key of the stream; chunk n draws from fold_in(key, n).
+    shape: of the latents of a chunk, (B, frames, H, W, C).
+  """
+
+  backbone: StreamCache
+  refiner: StreamCache
+  decoder: VAECache
+  key: Array
+  shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+  def chunks(self) -> Array:
+    """How many chunks the stream has had: int32 []."""
+    return self.backbone.chunks
+
+
+class OnlineLPM(nnx.Module):
+  """Backbone, refiner and decoder as one streaming model.
+
+  Args:
+    backbone, refiner: transformers of one config.
+    vae: the autoencoder of their latents.
+    settings: levels and lengths.
+  """
+
+  def __init__(
+    self,
+    backbone: VideoTransformer,
+    refiner: VideoTransformer,
+    vae: VideoVAE,
+    settings: StreamSettings | None = None,
+  ):
+    self.backbone, self.refiner, self.vae = backbone, refiner, vae
+    self.settings = settings or StreamSettings()
+
+  def begin(self, picture: Array, conditions: Conditions, key: Array) -> tuple[StreamState, Array]:
+    """Warms all caches up with the main picture.
+
+    Args:
+      picture: clean latent of the main picture [B, 1, H, W, C].
+      conditions: text, the references, and one frame of both tracks.
+      key: random key of the stream.
+
+    Returns:
+      The state, and the picture as it is decoded: [B, 1, height, width, 3] in [-1, 1].
+    """
+    batch, _, height, width, _ = picture.shape
+    decoder = self.vae.init_decode_cache(batch, height, width)
+    frame, decoder = self.vae.decode_step(picture, decoder)
+    caches = [
+      StreamCache.empty(model.remember(picture, conditions), self.settings.causal)
+      for model in (self.backbone, self.refiner)
+    ]
+    shape = (batch, self.settings.causal.frames, *picture.shape[2:])
+    return StreamState(*caches, decoder, key, shape), frame
+
+  def step(self, state: StreamState, conditions: Conditions) -> tuple[StreamState, Array, Array]:
+    """The next chunk.
+
+    Args:
+      state: what the chunk before left.
+      conditions: text; speak and listen [B, past + frames, A, D_audio], frames of audio before the
+        chunk and its own. References are in the caches and not looked at.
+
+    Returns:
+      The state, latents [B, frames, H, W, C], video [B, 4 * frames, height, width, 3] in [-1, 1].
+    """
+    # Within barriers the compiler makes the same program of a step alone and of one in a scan.
+    graphdef, model = nnx.split(self)
+    barrier = jax.lax.optimization_barrier
+    model, state, conditions = barrier((model, state, _without_references(conditions)))
+    return barrier(nnx.merge(graphdef, model)._chunk(state, conditions))
+
+  def _chunk(self, state: StreamState, conditions: Conditions) -> tuple[StreamState, Array, Array]:
+    keys = jax.random.split(jax.random.fold_in(state.key, state.chunks()))
+    coarse, backbone = self._coarse(state, conditions, keys[0])
+    refined, refiner = self._refined(state, conditions, coarse, keys[1])
+    video, decoder = self._decode(refined, state.decoder)
+    return state.replace(backbone=backbone, refiner=refiner, decoder=decoder), refined, video
+
+  def run(self, state: StreamState, chunks: Conditions) -> tuple[StreamState, Array, Array]:
+    """Many chunks as one `lax.scan` of `step`, with the same bits as one at a time.
+
+    Conditions, latents and video are [chunks, ...].
+    """
+    graphdef, model = nnx.split(self)
+
+    def one(state: StreamState, conditions: Conditions) -> tuple[StreamState, tuple[Array, Array]]:
+      state, *made = nnx.merge(graphdef, model).step(state, conditions)
+      return state, tuple(made)
+
+    state, (latents, video) = jax.lax.scan(one, state, chunks)
+    return state, latents, video
+
+  def _coarse(
+    self, state: StreamState, conditions: Conditions, key: Array
+  ) -> tuple[Array, StreamCache]:
+    """Noise -> coarse latents; the cache takes them in with the noise of the history."""
+    levels = self.settings.backbone
+    noises = jax.random.normal(key, (len(levels) + 1, *state.shape))
+    clean = jnp.zeros(state.shape)
+    for level, noise in zip(levels, noises, strict=False):
+      clean, _ = _evaluate(self.backbone, state.backbone, clean, noise, level, conditions)
+    history = self.settings.history
+    _, kept = _evaluate(self.backbone, state.backbone, clean, noises[-1], history, conditions)
+    return clean, state.backbone.pushed(kept)
+
+  def _refined(
+    self, state: StreamState, conditions: Conditions, coarse: Array, key: Array
+  ) -> tuple[Array, StreamCache]:
+    """Coarse latents -> latents; the cache takes them in clean."""
+    noise, level = jax.random.normal(key, state.shape), self.settings.refiner
+    clean, _ = _evaluate(self.refiner, state.refiner, coarse, noise, level, conditions)
+    _, kept = _evaluate(self.refiner, state.refiner, clean, noise, 0.0, conditions)
+    return clean, state.refiner.pushed(kept)
+
+  def _decode(self, latents: Array, cache: VAECache) -> tuple[Array, VAECache]:
+    """Latents of a chunk, one at a time, -> video."""
+    graphdef, vae = nnx.split(self.vae)
+
+    def one(cache: VAECache, latent: Array) -> tuple[VAECache, Array]:
+      video, cache = nnx.merge(graphdef, vae).decode_step(latent[:, None], cache)
+      return cache, video
+
+    cache, video = jax.lax.scan(one, cache, jnp.moveaxis(latents, 1, 0))
+    return rearrange(video, "f b t h w c -> b (f t) h w c"), cache
+
+
+def _evaluate(
+  model: VideoTransformer,
+  cache: StreamCache,
+  clean: Array,
+  noise: Array,
+  level: float,
+  conditions: Conditions,
+) -> tuple[Array, KVCache]:
+  """Noises latents to a timestep and predicts them clean; also what they leave behind there."""
+  t = jnp.full(clean.shape[:2], level)
+  noisy = flow.add_noise(clean, noise, t)
+  velocity, kept = model.extend(noisy, t, conditions, cache.view(), cache.start())
+  return flow.velocity_to_clean(noisy, velocity, t), kept
+
+
+def _without_references(conditions: Conditions) -> Conditions:
+  names = ("references", "reference_kind", "reference_label")
+  return conditions.replace(**{name: getattr(conditions, name)[:, :0] for name in names})
+
+
+def audio_chunks(track: Array, frames: int, past: int) -> Array:
+  """Audio tokens [B, 1 + n * frames, A, D] as `step` takes them: [n, B, past + frames, A, D].
+
+  The first frame belongs to the main picture; each chunk has `past` frames before it, zeros before
+  the stream's beginning, which nothing hears.
+  """
+  padded = jnp.pad(track, ((0, 0), (past - 1, 0), (0, 0), (0, 0)))
+  count = (track.shape[1] - 1) // frames
+  cut = lambda c: jax.lax.dynamic_slice_in_dim(padded, c * frames, past + frames, 1)  # noqa: E731
+  return jnp.stack([cut(c) for c in range(count)])

@@ -1,0 +1,129 @@
+"""A stream with a cache equals one call over the whole video with the chunk-causal mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models.cache import KVCache
+from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.transformer import VideoTransformer
+from tests.models.test_transformer import SLOTS, make_model
+
+CAUSAL = ChunkCausal(frames=2, sink=1, window=1)
+CHUNKS, BATCH = 4, 2
+FRAMES = 1 + CAUSAL.frames * CHUNKS
+PAST = 2  # frames of audio before a chunk that it is given
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoTransformer:
+  return make_model()
+
+
+def make_stream(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
+  keys = iter(jax.random.split(jax.random.key(seed), 8))
+  latents = jax.random.normal(next(keys), (BATCH, FRAMES, 4, 4, 2))
+  chunk = CAUSAL.chunk(jnp.arange(FRAMES))
+  timestep = jnp.broadcast_to(jnp.where(chunk < 0, 0.0, 0.2 + 0.1 * chunk), (BATCH, FRAMES))
+  conditions = Conditions(
+    text=jax.random.normal(next(keys), (BATCH, 4, 5)),
+    speak=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
+    listen=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
+    references=jax.random.normal(next(keys), (BATCH, SLOTS, 4, 4, 2)),
+    reference_kind=jnp.array([[0, 1, 2], [0, 2, -1]]),
+    reference_label=jnp.array([[0, 3, 5], [0, 1, 0]]),
+  )
+  return latents, timestep, conditions
+
+
+def of_frames(conditions: Conditions, start: int, stop: int, past: int = 0) -> Conditions:
+  """Conditions of some frames; with past audio (silence before the video) and no references."""
+  tracks = {
+    name: jnp.pad(getattr(conditions, name), ((0, 0), (past, 0), (0, 0), (0, 0)))[
+      :, start : stop + past
+    ]
+    for name in ("speak", "listen")
+  }
+  return conditions.replace(**tracks)
+
+
+def without_references(conditions: Conditions) -> Conditions:
+  names = ("references", "reference_kind", "reference_label")
+  return conditions.replace(**{name: getattr(conditions, name)[:, :0] for name in names})
+
+
+def join(first: KVCache, second: KVCache) -> KVCache:
+  axes = KVCache(key=3, value=3, time=1, seen=1)
+  return jax.tree.map(lambda a, b, axis: jnp.concatenate([a, b], axis), first, second, axes)
+
+
+def test_cached_chunks_equal_the_masked_whole(model):
+  """Chunk by chunk against what is left of the past, as long as no position has to move."""
+  latents, timestep, conditions = make_stream()
+  whole = jax.jit(lambda *x: model(*x, causal=CAUSAL))(latents, timestep, conditions)
+  pinned = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
+  extend = jax.jit(model.extend)
+  past: list[KVCache] = []
+  for c in range(CHUNKS):
+    start, stop = 1 + c * CAUSAL.frames, 1 + (c + 1) * CAUSAL.frames
+    cache = pinned
+    for earlier, kept in enumerate(past):
+      if earlier < CAUSAL.sink or earlier >= c - CAUSAL.window:
+        cache = join(cache, kept)
+    given = without_references(of_frames(conditions, start, stop, PAST))
+    chunk = slice(start, stop)
+    found, kept = extend(latents[:, chunk], timestep[:, chunk], given, cache, jnp.int32(start))
+    past.append(kept)
+    np.testing.assert_allclose(found, whole[:, chunk], atol=2e-5, err_msg=f"chunk {c}")
+
+
+@pytest.mark.parametrize("name", ["latents", "speak", "listen"])
+def test_later_frames_leave_earlier_chunks_as_they_are(model, name):
+  latents, timestep, conditions = make_stream()
+  run = jax.jit(lambda *x: model(*x, causal=CAUSAL))
+  before = run(latents, timestep, conditions)
+  later = 1 + 2 * CAUSAL.frames
+  if name == "latents":
+    latents = latents.at[:, later:].add(1.0)
+  else:
+    conditions = conditions.replace(**{name: getattr(conditions, name).at[:, later:].add(1.0)})
+  after = run(latents, timestep, conditions)
+  np.testing.assert_array_equal(after[:, :later], before[:, :later])
+  assert (after[:, later:] != before[:, later:]).any()
+
+
+def test_only_the_distance_of_a_cached_key_counts(model):
+  """Keys are turned when used: a cache and a chunk that move together give the same video."""
+  latents, timestep, conditions = make_stream()
+  cache = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
+  given = without_references(of_frames(conditions, 1, 3, PAST))
+  extend = jax.jit(model.extend)
+  arguments = latents[:, 1:3], timestep[:, 1:3], given
+  here = extend(*arguments, cache, jnp.int32(PAST + 1))[0]
+  moved = extend(*arguments, cache.replace(time=cache.time + 40), jnp.int32(PAST + 41))[0]
+  stretched = extend(*arguments, cache, jnp.int32(PAST + 41))[0]
+  np.testing.assert_allclose(moved, here, atol=2e-5)
+  assert np.abs(stretched - here).max() > 1e-3
+
+
+def test_what_is_not_seen_is_not_there(model):
+  latents, timestep, conditions = make_stream()
+  cache = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
+  given = without_references(of_frames(conditions, 1, 3, PAST))
+  padded = join(
+    cache, jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else x, cache)
+  )
+  padded = padded.replace(seen=padded.seen.at[:, cache.seen.shape[1] :].set(False))
+  one, other = (
+    model.extend(latents[:, 1:3], timestep[:, 1:3], given, c, jnp.int32(1))[0]
+    for c in (cache, padded)
+  )
+  np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+
+
+def test_chunks_of_a_mask():
+  mask = np.asarray(ChunkCausal(frames=1, sink=1, window=1).visible(5)).astype(int)
+  expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 1, 1]]
+  np.testing.assert_array_equal(mask, expected)
