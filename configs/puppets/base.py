@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # model
   c.model = ConfigDict()
-  c.model.transformer = dict(width=192, heads=3, layers=6, hidden=512, channels=40)
+  c.model.transformer = dict(width=192, heads=3, layers=6, hidden=512, channels=24)
   c.model.text = dict(width=128, layers=2)
   c.model.audio = dict(width=128)
 
@@ -90,7 +90,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.evaluation.sample_every = 0
   if arg == "demo":
     c.init = "puppets"
-    c.model.transformer.channels = 24  # of the shipped weights, older than this recipe
     c.data.path = "demo/latents/train"
     c.data.validation = "demo/latents/validation"
     c.steps = 12

@@ -28,7 +28,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.path = "data/puppets"  # the workdir of `lpm data puppets`
   c.data.validation = "validation"  # split of the samples; "": none
   c.data.statistics_clips = 128
-  c.data.moving_components = 16  # channels that belong to blocks that move
+  c.data.moving = 3.0  # weight of blocks that move in the components
+  c.data.change = 1.5  # weight of change within a block
 
   # stages, per example: frames of a clip (1 + 4k) and references coded as clips of one frame. The
   # components are kept as they are: training the network has not paid yet (docs/decisions.md). To
@@ -41,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.model.base = 8
   c.model.multipliers = (1, 2, 4, 4)
   c.model.blocks = 1
-  c.model.latent_channels = 40
+  c.model.latent_channels = 24
   c.model.shortcut = True  # starts as the principal components of the data
 
   # loss: weights beside the mean absolute error
@@ -87,7 +88,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
       dict(name="clips", steps=2, frames=5, pictures=1, rate=1.0),
     )
     c.data.statistics_clips = 2
-    c.data.moving_components = 2
     c.model.base = 4
     c.model.multipliers = (1, 1, 2, 2)
     c.optimiser.warmup = 1

@@ -90,7 +90,7 @@ def wan21() -> VAEConfig:
 
 def puppets() -> VAEConfig:
   """The size that trains and streams on a laptop CPU at 64x64."""
-  return VAEConfig(base=8, multipliers=(1, 2, 4, 4), blocks=1, latent_channels=40, shortcut=True)
+  return VAEConfig(base=8, multipliers=(1, 2, 4, 4), blocks=1, latent_channels=24, shortcut=True)
 
 
 class LatentStatistic(nnx.Variable):

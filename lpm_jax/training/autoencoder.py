@@ -39,7 +39,7 @@ class AutoencoderTask:
 
   Args:
     config: training config with `model` (fields of VAEConfig), `data` (path of the puppet data set,
-      validation split or "", statistics_clips, moving_components of the shortcut, see
+      validation split or "", statistics_clips, and `moving` and `change`, see
       `set_principal`), `loss` (edges, motion, moving, kl, and noise: the decoder sees latents with
       up to this deviation of noise, as generated ones have), `trainable` ("all", or "decoder":
       latents stay what the encoder starts with) and `stages`: (name, steps, frames of a crop,
@@ -76,8 +76,8 @@ class AutoencoderTask:
     pictures = [np.concatenate([c.video[::PICTURE_STRIDE], c.references]) for c in clips]
     set_principal(model.shortcut.first, pictures, 1)
     groups = [clip.video[1:] for clip in clips]
-    stride, moving = self.model_config.temporal_stride, self.config.data.moving_components
-    set_principal(model.shortcut.rest, groups, stride, moving)
+    data, stride = self.config.data, self.model_config.temporal_stride
+    set_principal(model.shortcut.rest, groups, stride, data.moving, data.change)
 
   def learning_rates(self) -> list[tuple[int, tuple]]:
     """Learning-rate factors of each stage; the shortcut, which starts well, follows slowly."""
@@ -169,41 +169,49 @@ def crop_example(clip: Clip, rng: np.random.Generator, frames: int, pictures: in
   return {"video": np.ascontiguousarray(video), "pictures": np.ascontiguousarray(pictures_rgb)}
 
 
-def set_principal(linear: LinearMap, videos: Iterable[np.ndarray], frames: int, moving: int = 0):
+def set_principal(
+  linear: LinearMap,
+  videos: Iterable[np.ndarray],
+  frames: int,
+  moving: float = 0.0,
+  change: float = 1.0,
+):
   """Sets a linear map to the principal components of the blocks of videos uint8 [T, H, W, 3].
 
-  Latents then have mean 0 and deviation 1. T is a multiple of `frames`. The last `moving` channels
-  are the principal components of what the others leave of blocks that change within their frames:
-  lips are a few of all blocks, and the largest components belong to what stands still. Raises
-  ValueError when these are all channels or more.
+  Latents then have mean 0 and deviation 1 and are not correlated. The largest components belong to
+  what stands still, and lips are a few of all blocks: they get their share by weight.
+
+  Args:
+    linear: the map that is set.
+    videos: T is a multiple of `frames`.
+    frames: of a block.
+    moving: how much blocks that move count, all of them together, beside all blocks together.
+    change: how much a pixel's change within its block counts beside its mean.
   """
   pixels, channels = linear.encode.shape
-  if not 0 <= moving < channels:
-    raise ValueError(f"moving_components: found {moving}, expected fewer than {channels} channels")
   side = int((pixels / frames / 3) ** 0.5)
   count, total = 0, np.zeros(pixels)
   square, square_moving = np.zeros((2, pixels, pixels))
   for video in videos:
     x = blocks(np.asarray(video, np.float32)[None] / 127.5 - 1.0, frames, side).reshape(-1, pixels)
-    change = x.reshape(len(x), frames, -1).var(1).mean(1)
-    share = np.minimum(change / MOVING_VARIANCE, 1.0)[:, None]
+    motion = x.reshape(len(x), frames, -1).var(1).mean(1)
+    share = np.minimum(motion / MOVING_VARIANCE, 1.0)[:, None]
     count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
     square_moving += (share * x).T @ x
   centre = total / count
   covariance = square / count - np.outer(centre, centre)
-  basis = _components(covariance, channels - moving)
+  weighted = covariance / np.trace(covariance)
   if moving:
-    rest = np.eye(pixels) - basis @ basis.T
-    basis = np.concatenate([basis, _components(rest @ square_moving @ rest, moving)], axis=1)
-  deviation = np.sqrt(np.maximum(np.einsum("pc,pq,qc->c", basis, covariance, basis), 1e-8))
+    weighted = weighted + moving * square_moving / np.trace(square_moving)
+  mean = np.kron(np.full((frames, frames), 1 / frames), np.eye(pixels // frames))
+  metric = mean + change * (np.eye(pixels) - mean)
+  basis = metric @ np.linalg.eigh(metric @ weighted @ metric)[1][:, ::-1][:, :channels]
+  variance, turn = np.linalg.eigh(basis.T @ covariance @ basis)
+  encode = basis @ (turn / np.sqrt(np.maximum(variance, 1e-8))) @ turn.T
   linear.centre[...] = jnp.asarray(centre, jnp.float32)
-  linear.encode[...] = jnp.asarray(basis / deviation, jnp.float32)
-  linear.decode[...] = jnp.asarray((basis * deviation).T, jnp.float32)
-
-
-def _components(covariance: np.ndarray, count: int) -> np.ndarray:
-  """The `count` eigenvectors [P, count] of the largest eigenvalues, largest first."""
-  return np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
+  linear.encode[...] = jnp.asarray(encode, jnp.float32)
+  decode = np.linalg.lstsq(encode.T @ weighted @ encode, encode.T @ weighted, rcond=None)[0]
+  linear.decode[...] = jnp.asarray(decode, jnp.float32)
 
 
 def to_float(pixels: Array) -> Array:

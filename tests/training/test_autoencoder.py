@@ -128,7 +128,7 @@ def test_statistics_normalise_the_latents_of_their_clips(task):
 def test_shortcut_starts_as_the_principal_components(task):
   """Its error is the smallest of any linear map: the variance that eight components leave."""
   task.config.model.update(shortcut=True, latent_channels=8)
-  task.config.data.update(statistics_clips=4, moving_components=0)
+  task.config.data.update(statistics_clips=4, moving=0.0, change=1.0)
   task = AutoencoderTask(task.config)
   model = task.build(nnx.Rngs(3))
   task.initialiser()(model)
@@ -144,23 +144,23 @@ def test_shortcut_starts_as_the_principal_components(task):
   assert error == pytest.approx(np.sum(singular[8:] ** 2), rel=1e-2, abs=1e-3)
 
 
-def test_moving_components_keep_a_small_mouth_beside_a_large_background():
-  """Backgrounds of many directions fill the largest components; the blinking block has its own."""
+def test_weighted_components_keep_a_small_mouth_beside_a_large_background():
+  """Backgrounds of many directions fill the largest components; the blinking block gets its own."""
   rng = np.random.default_rng(0)
   video = np.repeat(rng.integers(0, 256, (50, 1, 8, 8, 3)), 4, axis=1)
   video[:, ::2, :2, :2] = 0
   video[:, 1::2, :2, :2] = 60
   video = video.reshape(200, 8, 8, 3).astype(np.uint8)
-  errors = {}
-  for moving in (0, 2):
+  x, errors = autoencoder.to_float(video)[None], {}
+  for moving, change in ((0.0, 1.0), (5.0, 1.0), (0.0, 5.0)):
     codec = LinearCodec(8, (4, 2), rngs=nnx.Rngs(0))
-    autoencoder.set_principal(codec.rest, [video], 4, moving)
-    x = autoencoder.to_float(video)[None]
-    result = codec.decode(codec.encode(x, starts=False), starts=False)
-    errors[moving] = float(jnp.square(result - x)[:, :, :2, :2].mean())
-  assert errors[2] < 0.05 * errors[0]
-  with pytest.raises(ValueError, match="moving_components: found 8"):
-    autoencoder.set_principal(codec.rest, [video], 4, 8)
+    autoencoder.set_principal(codec.rest, [video], 4, moving, change)
+    latents = codec.encode(x, starts=False)
+    np.testing.assert_allclose(np.cov(latents.reshape(-1, 8).T), np.eye(8), atol=2e-2)
+    error = (codec.decode(latents, starts=False) - x)[:, :, :2, :2].reshape(50, 4, -1)
+    errors[moving, change] = float(jnp.square(error - error.mean(1, keepdims=True)).mean())
+  assert errors[5.0, 1.0] < 0.05 * errors[0.0, 1.0]
+  assert errors[0.0, 5.0] < 0.05 * errors[0.0, 1.0]
 
 
 def test_a_fresh_model_with_a_shortcut_is_the_shortcut(task):
