@@ -63,7 +63,7 @@ def transformer_pairs() -> dict[str, Pair]:
   latents = rng.normal(size=LATENTS).astype(np.float32)
   text = rng.normal(size=(1, 512, TRUNK.text_width)).astype(np.float32)
   ours = VideoTransformer(TRUNK, rngs=nnx.Rngs(0))
-  conditions = no_references(TRUNK, jnp.asarray(text), LATENTS)
+  conditions = no_references(TRUNK, jnp.asarray(text), LATENTS, slots=0)
   times = jnp.full(LATENTS[:2], 0.5)
   graphdef, params = nnx.split(ours)
   gradient = jax.jit(

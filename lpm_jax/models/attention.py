@@ -20,10 +20,18 @@ def attend(
 
   Shapes: query [B, S, K, d], key and value [B, T, K, d]; mask bool, broadcast to [B, K, S, T],
   True where a query may look; bias fp32, likewise, added to the logits; scale of the logits, by
-  default d ** -0.5. Returns [B, S, K, d].
+  default d ** -0.5. Returns [B, S, K, d]. The backward pass computes the weights anew: S x T
+  numbers a head are slower to write and read again than to make.
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  logits = jnp.einsum("bskd,btkd->bkst", query * scale, key, preferred_element_type=jnp.float32)
+  return _attend(query * scale, key, value, mask, bias)
+
+
+@jax.checkpoint
+def _attend(
+  query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None
+) -> Array:
+  logits = jnp.einsum("bskd,btkd->bkst", query, key, preferred_element_type=jnp.float32)
   if bias is not None:
     logits = logits + bias
   if mask is not None:
