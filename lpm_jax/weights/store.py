@@ -29,7 +29,7 @@ from lpm_jax.weights.shipped import WeightsError, flat_state
 FORMAT = 1
 KIND_OF = {"base": "transformer"}  # what training exports -> the public model it starts from
 PART_BYTES = 512 << 20
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 
 
