@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from data_pipelines import features, records
 from data_pipelines.clip import Clip, EncodedClip
 from data_pipelines.features import FrozenEncoders
 from data_pipelines.puppets import builder
+from lpm_jax.models.pixels import from_pixels
 from lpm_jax.models.vae import VideoVAE
 from lpm_jax.weights import loading
 
@@ -30,7 +30,7 @@ def make_encoder(vae: VideoVAE) -> Callable[[np.ndarray], np.ndarray]:
 
   @jax.jit
   def encode_video(state: nnx.State, video: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, state).encode(video.astype(jnp.float32) / 127.5 - 1.0)
+    return nnx.merge(graphdef, state).encode(from_pixels(video))
 
   return lambda video: np.asarray(encode_video(state, video), np.float32)
 

@@ -35,6 +35,7 @@ from lpm_jax.media import Reference
 from lpm_jax.models.audio import FRAMES_PER_LATENT
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
+from lpm_jax.models.pixels import from_pixels, to_pixels
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.vae import VAECache, VideoVAE
 from lpm_jax.weights import loading
@@ -301,7 +302,7 @@ def text_between(texts: TimedTexts, begin: float, end: float) -> str:
 def _encode_pictures(graphdef: nnx.GraphDef, state: nnx.State, pictures: Array) -> Array:
   """uint8 [N, H, W, 3] -> latents [N, 1, h, w, C], each as a video of one frame."""
   vae = nnx.merge(graphdef, state)
-  return vae.encode(pictures[:, None].astype(jnp.float32) / 127.5 - 1.0)
+  return vae.encode(from_pixels(pictures[:, None]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -347,7 +348,7 @@ def _sample_window(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graphdef: nnx.GraphDef, state: nnx.State, latents: Array) -> Array:
-  return _to_pixels(nnx.merge(graphdef, state).decode(latents))
+  return to_pixels(nnx.merge(graphdef, state).decode(latents))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -355,11 +356,7 @@ def _decode_step(
   graphdef: nnx.GraphDef, state: nnx.State, latent: Array, cache: VAECache
 ) -> tuple[Array, VAECache]:
   video, cache = nnx.merge(graphdef, state).decode_step(latent, cache)
-  return _to_pixels(video), cache
-
-
-def _to_pixels(video: Array) -> Array:
-  return jnp.round((video + 1.0) * 127.5).astype(jnp.uint8)
+  return to_pixels(video), cache
 
 
 def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:

@@ -10,11 +10,11 @@ import os
 
 import einops
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from data_pipelines.puppets.pose import POSE_FIELDS
+from lpm_jax.models.pixels import from_pixels
 from lpm_jax.weights import shipped
 
 CHUNK = 73
@@ -94,17 +94,12 @@ class Reading:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(graphdef: nnx.GraphDef, state: nnx.State, frames_u8: jax.Array) -> dict[str, jax.Array]:
-  out = nnx.merge(graphdef, state)(to_unit(frames_u8))
+  out = nnx.merge(graphdef, state)(from_pixels(frames_u8))
   probabilities = {
     "attributes": jax.nn.sigmoid(out["attributes"]),
     "style": jax.nn.softmax(out["style"]),
   }
   return out | probabilities
-
-
-def to_unit(frames_u8: jax.Array) -> jax.Array:
-  """uint8 pictures -> float32 in [-1, 1]."""
-  return frames_u8.astype(jnp.float32) / 127.5 - 1.0
 
 
 def read_video(probe: Probe, frames: np.ndarray, chunk: int = CHUNK) -> Reading:

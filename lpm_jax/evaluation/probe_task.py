@@ -34,6 +34,7 @@ from data_pipelines.puppets.pose import POSE_FIELDS, POSE_INDEX
 from data_pipelines.puppets.render import render
 from lpm_jax.evaluation import metrics
 from lpm_jax.evaluation.probe import Probe, ProbeConfig, read_video
+from lpm_jax.models.pixels import from_pixels
 
 POSES_PER_CHARACTER = 8  # the renderer draws chunks of eight
 HELD_OUT_SEED = FIRST_HELDOUT_SEED + 900_000  # characters of no clip of any split
@@ -183,7 +184,7 @@ class ProbeTask:
     is open and turned to the viewer.
     """
     del step
-    frames = degrade(batch["frames"].astype(jnp.float32) / 127.5 - 1.0, key)
+    frames = degrade(from_pixels(batch["frames"]), key)
     out = model(frames)
     span = jnp.array([RANGES[name][1] - RANGES[name][0] for name in POSE_FIELDS])
     error = jnp.square((out["pose"] - batch["pose"]) / span)

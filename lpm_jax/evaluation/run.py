@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -21,6 +20,7 @@ from lpm_jax.evaluation import actions, goals, probe_task, report, scoring, suit
 from lpm_jax.evaluation.probe import Probe, load_probe
 from lpm_jax.evaluation.scoring import System, Take
 from lpm_jax.generate import GenerateSettings, Generator
+from lpm_jax.models.pixels import from_pixels, to_pixels
 from lpm_jax.models.vae import VideoVAE
 from lpm_jax.weights import loading
 
@@ -42,8 +42,7 @@ def vae_system(vae: VideoVAE) -> System:
   @jax.jit
   def through(state: nnx.State, video: jax.Array) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    decoded = model.decode(model.encode(video[None].astype(jnp.float32) / 127.5 - 1.0))[0]
-    return jnp.round((jnp.clip(decoded, -1, 1) + 1.0) * 127.5).astype(jnp.uint8)
+    return to_pixels(model.decode(model.encode(from_pixels(video[None])))[0])
 
   return lambda clips: [np.asarray(through(state, clip.video)) for clip in clips]
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipelines import loader
 from data_pipelines.clip import Clip
 from data_pipelines.puppets.builder import puppet_source
+from lpm_jax.models.pixels import from_pixels, to_pixels
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.models.vae_layers import LinearMap, blocks
 from lpm_jax.weights.shipped import config_from_dict
@@ -107,8 +108,8 @@ class AutoencoderTask:
     """
     del step
     keys = jax.random.split(key)
-    video = to_float(batch["video"])
-    pictures = to_float(batch["pictures"]).reshape(-1, 1, *video.shape[2:])
+    video = from_pixels(batch["video"])
+    pictures = from_pixels(batch["pictures"]).reshape(-1, 1, *video.shape[2:])
     parts = (
       self._autoencode(model, video, keys[0]),
       self._autoencode(model, pictures, keys[1]),
@@ -214,16 +215,6 @@ def set_principal(
   linear.decode[...] = jnp.asarray(decode, jnp.float32)
 
 
-def to_float(pixels: Array) -> Array:
-  """uint8 pixels -> float32 in [-1, 1]."""
-  return pixels.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_pixels(video: Array) -> Array:
-  """Float video in [-1, 1] -> uint8."""
-  return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
-
-
 def reconstruction_terms(video: Array, result: Array, moving: float) -> dict[str, Array]:
   """Mean errors of a reconstruction, both [B, T, H, W, 3] in [-1, 1].
 
@@ -291,7 +282,7 @@ def reconstruct(model: VideoVAE, video: np.ndarray) -> np.ndarray:
 @jax.jit(static_argnums=0)
 def _reconstruct(graphdef: nnx.GraphDef, state: nnx.State, video: Array) -> Array:
   model = nnx.merge(graphdef, state)
-  return to_pixels(model.decode(model.encode(to_float(video))))
+  return to_pixels(model.decode(model.encode(from_pixels(video))))
 
 
 def psnr(video: np.ndarray, result: np.ndarray) -> dict[str, float]:
@@ -330,7 +321,7 @@ def latent_statistics(model: VideoVAE, source: Iterable[Clip]) -> tuple[np.ndarr
 
 @jax.jit(static_argnums=0)
 def _moments_mean(graphdef: nnx.GraphDef, state: nnx.State, video: Array) -> Array:
-  return nnx.merge(graphdef, state).encode_moments(to_float(video))[0]
+  return nnx.merge(graphdef, state).encode_moments(from_pixels(video))[0]
 
 
 def _contact_sheet(video: np.ndarray, result: np.ndarray, columns: Sequence[float] = (0, 0.5, 1)):

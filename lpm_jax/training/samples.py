@@ -15,6 +15,7 @@ from lpm_jax import media
 from lpm_jax.diffusion import guidance, solvers
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
+from lpm_jax.models.pixels import to_pixels
 from lpm_jax.models.vae import VideoVAE
 from lpm_jax.weights import loading
 
@@ -81,4 +82,4 @@ def _sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graphdef: nnx.GraphDef, state: nnx.State, latents: jax.Array) -> jax.Array:
   vae: VideoVAE = nnx.merge(graphdef, state)
-  return jnp.round((vae.decode(latents) + 1.0) * 127.5).astype(jnp.uint8)
+  return to_pixels(vae.decode(latents))

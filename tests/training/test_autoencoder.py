@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs.puppets.vae import get_config
 from data_pipelines.clip import Clip, audio_samples
+from lpm_jax.models import pixels
 from lpm_jax.models.vae_layers import LinearCodec
 from lpm_jax.training import autoencoder
 from lpm_jax.training.autoencoder import AutoencoderTask, crop_example, latent_statistics
@@ -118,7 +119,7 @@ def test_statistics_normalise_the_latents_of_their_clips(task):
   mean, std = latent_statistics(model, clips)
   model.latent_mean[...], model.latent_std[...] = mean, std
   video = np.stack([clip.video for clip in clips])
-  latents = model.encode(autoencoder.to_float(video)).reshape(-1, 16)
+  latents = model.encode(pixels.from_pixels(video)).reshape(-1, 16)
   np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
   np.testing.assert_allclose(latents.std(0), 1, atol=1e-3)
   with pytest.raises(ValueError, match="found no clip"):
@@ -151,7 +152,7 @@ def test_weighted_components_keep_a_small_mouth_beside_a_large_background():
   video[:, ::2, :2, :2] = 0
   video[:, 1::2, :2, :2] = 60
   video = video.reshape(200, 8, 8, 3).astype(np.uint8)
-  x, errors = autoencoder.to_float(video)[None], {}
+  x, errors = pixels.from_pixels(video)[None], {}
   for moving, change in ((0.0, 1.0), (5.0, 1.0), (0.0, 5.0)):
     codec = LinearCodec(8, (4, 2), rngs=nnx.Rngs(0))
     autoencoder.set_principal(codec.rest, [video], 4, moving, change)
