@@ -1,0 +1,307 @@
+"""A live session: sound and text are pushed in, frames with their sound are pulled out.
+
+Plain Python around the compiled step. Everything that changes the character changes it at a chunk
+boundary. Time is that of the stream: chunk n shows `seconds` n * length .. (n + 1) * length, with
+the reply that is heard then.
+
+When compute is late, first the look-ahead shrinks; when nothing is ready the consumer holds the
+last frame and the reply waits with it, so lips and sound stay together. Each such pull is counted.
+"""
+
+import collections
+import copy
+import dataclasses
+import enum
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from data_pipelines.clip import SAMPLE_RATE, fitted_audio
+from lpm_jax.streaming.performer import Labelled, Performance, Performer
+from lpm_jax.streaming.sound import GateSettings, SpeechGate, Track
+
+# The state before a chunk, the gates, and since when the partner waits for an answer.
+_Before = tuple[Performance, dict[str, SpeechGate], int | None]
+
+
+class State(enum.Enum):
+  """What the character is doing, as its sound says."""
+
+  WARM_UP = "warm-up"
+  IDLE = "idle"
+  LISTENING = "listening"
+  RESPONDING = "responding"
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSettings:
+  """Bounds of a session.
+
+  Attributes:
+    look_ahead: chunks that are made before they are pulled.
+    partner_seconds: sound of the partner that may wait; older sound is dropped.
+    reply_seconds: reply that may wait; voice services send faster than it is spoken.
+    reply_start: seconds of a reply that must be there before it begins, unless it has ended.
+    text_characters: longer texts are cut.
+    gate: when sound is speech.
+    timings: chunks over which times are kept.
+  """
+
+  look_ahead: int = 1
+  partner_seconds: float = 3.0
+  reply_seconds: float = 120.0
+  reply_start: float = 0.25
+  text_characters: int = 1_000
+  gate: GateSettings = GateSettings()
+  timings: int = 4_096
+
+  def __post_init__(self):
+    if self.look_ahead < 1:
+      raise ValueError(f"look_ahead: found {self.look_ahead}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Frames with their sound.
+
+  Attributes:
+    index: of the chunk in the stream.
+    seconds: time of its first frame in the stream.
+    frames: uint8 [T, H, W, 3].
+    reply, partner: float32 [S] at 16 kHz, as long as the frames.
+    state: what the character does in it.
+    text: that it follows.
+    held: the model failed, and the frame before is held.
+  """
+
+  index: int
+  seconds: float
+  frames: np.ndarray
+  reply: np.ndarray
+  partner: np.ndarray
+  state: State
+  text: str
+  held: bool
+
+
+@dataclasses.dataclass
+class Counts:
+  """What went wrong so far, in chunks, and in samples of sound."""
+
+  not_finite: int = 0
+  late: int = 0
+  interrupted: int = 0
+  partner_missing: int = 0
+  reply_missing: int = 0
+  texts_cut: int = 0
+
+
+class Session:
+  """One character on stage.
+
+  Args:
+    performer: the compiled model.
+    picture: main picture uint8 [H, W, 3].
+    references: (picture, kind, label) each; none: the main picture alone.
+    text: what the character does at first.
+    settings: bounds.
+    seed: of the noise.
+    clock: seconds, monotonic.
+  """
+
+  def __init__(
+    self,
+    performer: Performer,
+    picture: np.ndarray,
+    references: Sequence[Labelled] = (),
+    text: str = "",
+    settings: SessionSettings | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._born = clock()
+    self.settings = settings or SessionSettings()
+    self.counts = Counts()
+    self.chunk_seconds: collections.deque[float] = collections.deque(maxlen=self.settings.timings)
+    self.response_seconds: collections.deque[float] = collections.deque(
+      maxlen=self.settings.timings
+    )
+    self.first_frame_seconds: float | None = None
+    self.pulled = 0
+    self._performer, self._clock = performer, clock
+    self._begin = lambda: performer.begin(picture, references, self._text, seed)
+    self._text = self._shortened(text)
+    self._partner = Track("partner", self.settings.partner_seconds)
+    self._reply = Track("reply", self.settings.reply_seconds)
+    self._reply_ended = True
+    self._gates = {name: SpeechGate(self.settings.gate) for name in ("partner", "reply")}
+    self._ready: collections.deque[tuple[_Before, Chunk]] = collections.deque()
+    self._made = 0
+    self._waiting: int | None = None  # sample at which the partner stopped and waits since
+    self.state = State.WARM_UP
+    self._performance, self.first_frame = self._begin()
+    self._last = self.first_frame
+
+  @property
+  def ready(self) -> int:
+    """Chunks that wait to be pulled."""
+    return len(self._ready)
+
+  def waiting_seconds(self) -> dict[str, float]:
+    """Sound that waits, a track."""
+    tracks = {"partner": self._partner, "reply": self._reply}
+    return {name: len(track) / SAMPLE_RATE for name, track in tracks.items()}
+
+  def push_partner(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
+    """What the partner says, as it is said. See `Track.push`."""
+    self._partner.push(packet, rate)
+
+  def push_reply(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
+    """What the character says, as early as it is known. See `Track.push`.
+
+    Raises ValueError, and takes nothing in, when more would wait than `reply_seconds`: a reply must
+    not lose its beginning.
+    """
+    seconds = len(self._reply) / SAMPLE_RATE + np.size(packet) / rate
+    if seconds > self.settings.reply_seconds:
+      raise ValueError(
+        f"reply: found {seconds:.1f} s waiting, expected at most {self.settings.reply_seconds:g}"
+      )
+    self._reply.push(packet, rate)
+    self._reply_ended = False
+
+  def end_reply(self):
+    """The reply is complete: what is left of it is spoken, however short."""
+    self._reply_ended = True
+
+  def push_text(self, text: str):
+    """What the character does from the next chunk on; a long text is cut and counted."""
+    self._text = self._shortened(text)
+
+  def interrupt(self) -> float:
+    """Drops the reply and all that has not been pulled; returns the seconds of it.
+
+    The stream continues from the last chunk that was pulled: the next chunk has a closed mouth.
+    The partner's sound that was used for dropped chunks is heard again.
+    """
+    dropped = len(self._reply) + sum(chunk.reply.size for _, chunk in self._ready)
+    if self._ready:
+      self._partner.put_back(np.concatenate([chunk.partner for _, chunk in self._ready]))
+      self._performance, self._gates, self._waiting = self._ready[0][0]
+      self._made -= len(self._ready)
+      self.counts.interrupted += len(self._ready)
+      self._ready.clear()
+    self._reply.clear()
+    self._reply_ended = True
+    return dropped / SAMPLE_RATE
+
+  def advance(self, wait: bool = False) -> bool:
+    """Makes the next chunk, unless enough are ready; returns whether it did.
+
+    Args:
+      wait: make none before the partner has said all of it, while chunks are still ready.
+    """
+    if len(self._ready) >= self.settings.look_ahead:
+      return False
+    if wait and self._ready and self._partner.started:
+      if len(self._partner) < self._performer.samples:
+        return False
+    self._ready.append(self._make())
+    self._made += 1
+    return True
+
+  def pull(self) -> Chunk | None:
+    """The next chunk; None, and counted, when it is not ready: hold the last frame."""
+    if not self._ready:
+      self.counts.late += 1
+      return None
+    _, chunk = self._ready.popleft()
+    self.pulled += 1
+    self._last = chunk.frames[-1]
+    return chunk
+
+  def report(self) -> dict[str, float | int | None]:
+    """Times in seconds and counts, so far."""
+    times = list(self.chunk_seconds)[1:] or [float("nan")]  # the first one compiles
+    shares = {f"chunk_p{p}": float(np.percentile(times, p)) for p in (50, 95, 99)}
+    responses = list(self.response_seconds)
+    return {
+      "chunks": self._made,
+      **shares,
+      "first_frame": self.first_frame_seconds,
+      "response_p50": float(np.median(responses)) if responses else None,
+      "ready": self.ready,
+      **{f"waiting_{k}": v for k, v in self.waiting_seconds().items()},
+      **{f"dropped_{t.name}": t.dropped / SAMPLE_RATE for t in (self._partner, self._reply)},
+      **dataclasses.asdict(self.counts),
+    }
+
+  def _make(self) -> tuple[_Before, Chunk]:
+    """What an interruption goes back to, and the next chunk."""
+    begun, samples, text = self._clock(), self._performer.samples, self._text
+    partner = self._partner.take(samples)
+    reply = self._take_reply(samples)
+    if self._partner.started:
+      self.counts.partner_missing += samples - len(partner)
+    partner, reply = fitted_audio(partner, samples), fitted_audio(reply, samples)
+    before = (
+      jax.tree.map(jnp.copy, self._performance),
+      copy.deepcopy(self._gates),
+      self._waiting,
+    )
+    self.state = self._observe(partner, reply)
+    self._performance, frames, finite = self._performer.step(
+      self._performance, reply, partner, text
+    )
+    if not finite:
+      frames = self._recover(frames)
+    self.chunk_seconds.append(self._clock() - begun)
+    if self.first_frame_seconds is None:
+      self.first_frame_seconds = self._clock() - self._born
+    seconds = self._made * samples / SAMPLE_RATE
+    chunk = Chunk(self._made, seconds, frames, reply, partner, self.state, text, held=not finite)
+    return before, chunk
+
+  def _take_reply(self, samples: int) -> np.ndarray:
+    """The reply of the next chunk: nothing while too little of it is there to begin with."""
+    enough = self.settings.reply_start * SAMPLE_RATE
+    speaking = self._gates["reply"].open
+    if not self._reply_ended and not speaking and len(self._reply) < enough:
+      return self._reply.take(0)
+    reply = self._reply.take(samples)
+    if not self._reply_ended:
+      self.counts.reply_missing += samples - len(reply)
+    return reply
+
+  def _observe(self, partner: np.ndarray, reply: np.ndarray) -> State:
+    """The state of a chunk from its sound; takes the time from a question to its answer."""
+    start = self._made * self._performer.samples
+    listening = self._gates["partner"].hear(partner)
+    responding = self._gates["reply"].hear(reply)
+    if not self._gates["partner"].open and self._gates["partner"].ended is not None:
+      self._waiting = self._waiting or self._gates["partner"].ended
+    if responding and self._waiting is not None:
+      self.response_seconds.append(max(0, start - self._waiting) / SAMPLE_RATE)
+      self._waiting, self._gates["partner"].ended = None, None
+    if responding:
+      return State.RESPONDING
+    return State.LISTENING if listening else State.IDLE
+
+  def _recover(self, frames: np.ndarray) -> np.ndarray:
+    """After numbers that are not finite: the stream begins anew, the last frame is held."""
+    self.counts.not_finite += 1
+    logging.warning("chunk %d is not finite: its frame is held, the caches begin anew", self._made)
+    self._performance, _ = self._begin()
+    last = self._ready[-1][1].frames[-1] if self._ready else self._last
+    return np.repeat(last[None], len(frames), axis=0)
+
+  def _shortened(self, text: str) -> str:
+    limit = self.settings.text_characters
+    if len(text) > limit:
+      self.counts.texts_cut += 1
+      logging.warning("text: found %d characters, kept the first %d", len(text), limit)
+    return text[:limit]

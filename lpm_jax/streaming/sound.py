@@ -1,0 +1,131 @@
+"""Sound on its way into a stream: packets that wait for their chunk, and who speaks when."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import soxr
+
+from data_pipelines.clip import SAMPLE_RATE
+
+RATES = (8_000, 192_000)
+_BLOCK = SAMPLE_RATE // 50  # 20 ms, over which loudness is taken
+
+
+class Track:
+  """Packets of any rate in, 16 kHz out; never holds more than `limit` seconds.
+
+  A packet that does not fit pushes the oldest sound out, which `dropped` counts: a source that runs
+  fast, or that claims a wrong rate, costs sound and not memory.
+
+  Args:
+    name: of the track, for errors.
+    limit: seconds that may wait.
+  """
+
+  def __init__(self, name: str, limit: float):
+    self.name, self.limit = name, round(limit * SAMPLE_RATE)
+    self.dropped = 0
+    self.started = False
+    self._samples = np.zeros(0, np.float32)
+    self._rate, self._resampler = SAMPLE_RATE, None
+
+  def __len__(self) -> int:
+    return len(self._samples)
+
+  def push(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
+    """Takes mono samples in: int16, or floats in [-1, 1].
+
+    Raises ValueError, and takes nothing in, for samples of another kind or shape, samples that are
+    not finite and rates that no voice source has.
+    """
+    packet = np.asarray(packet)
+    if packet.ndim != 1 or packet.dtype not in (np.int16, np.float32, np.float64):
+      raise ValueError(
+        f"{self.name}: found {packet.dtype} {packet.shape}, expected int16 or floats [S], mono"
+      )
+    if not RATES[0] <= rate <= RATES[1]:
+      raise ValueError(f"{self.name}: rate: found {rate}, expected {RATES[0]} to {RATES[1]} Hz")
+    packet = packet / np.float32(32768) if packet.dtype == np.int16 else packet.astype(np.float32)
+    if not np.isfinite(packet).all():
+      raise ValueError(f"{self.name}: found samples that are not finite")
+    if rate != self._rate:
+      self._rate = rate
+      self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
+    if self._resampler is not None:
+      packet = self._resampler.resample_chunk(packet)
+    self.started = self.started or len(packet) > 0
+    self._keep(np.concatenate([self._samples, np.clip(packet, -1.0, 1.0)]))
+
+  def take(self, count: int) -> np.ndarray:
+    """The oldest samples, at most `count`."""
+    taken, self._samples = self._samples[:count], self._samples[count:]
+    return taken
+
+  def put_back(self, samples: np.ndarray):
+    """Undoes a `take`."""
+    self._keep(np.concatenate([samples, self._samples]))
+
+  def clear(self):
+    """Forgets what waits."""
+    self._samples = self._samples[:0]
+
+  def _keep(self, samples: np.ndarray):
+    excess = max(0, len(samples) - self.limit)
+    self.dropped += excess
+    self._samples = samples[excess:]
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSettings:
+  """When sound counts as speech.
+
+  Attributes:
+    floor: least loudness (RMS, full scale 1) that is taken for the noise of the room.
+    opening, closing: multiples of the noise at which speech begins, and below which it may end.
+    hold: seconds below `closing` after which it has ended.
+    memory: seconds over which the noise is learned, as the 10th percentile of loudness.
+  """
+
+  floor: float = 0.001
+  opening: float = 3.0
+  closing: float = 1.8
+  hold: float = 0.5
+  memory: float = 10.0
+
+
+class SpeechGate:
+  """Whether somebody speaks, from energy with hysteresis.
+
+  Attributes:
+    open: whether speech is on.
+    ended: sample at which the last speech ended (its last loud block), None before the first.
+  """
+
+  def __init__(self, settings: GateSettings | None = None):
+    self.settings = settings or GateSettings()
+    self.open, self.ended = False, None
+    self._rest = np.zeros(0, np.float32)
+    self._heard = 0
+    self._last_loud = 0
+    blocks = round(self.settings.memory * SAMPLE_RATE / _BLOCK)
+    quiet = [self.settings.floor] * (blocks // 10)  # who speaks at once is heard, too
+    self._levels = collections.deque(quiet, maxlen=blocks)
+
+  def hear(self, samples: np.ndarray) -> bool:
+    """Whether any block of these samples [S] is part of speech."""
+    samples = np.concatenate([self._rest, samples])
+    whole = len(samples) // _BLOCK * _BLOCK
+    self._rest = samples[whole:]
+    return any([self._block(block) for block in samples[:whole].reshape(-1, _BLOCK)])
+
+  def _block(self, block: np.ndarray) -> bool:
+    self._heard += len(block)
+    level = float(np.sqrt(np.mean(np.square(block))))
+    self._levels.append(level)
+    noise = max(self.settings.floor, float(np.percentile(self._levels, 10)))
+    if level > noise * (self.settings.closing if self.open else self.settings.opening):
+      self.open, self._last_loud = True, self._heard
+    elif self.open and self._heard - self._last_loud >= self.settings.hold * SAMPLE_RATE:
+      self.open, self.ended = False, self._last_loud
+    return self.open
