@@ -41,6 +41,13 @@ def generate(config, workdir: str):
   generate.generate_to_file(config, workdir)
 
 
+def stream(config, workdir: str):
+  """Stream a character chunk by chunk, as a live session does, to a file of any length."""
+  from lpm_jax import stream
+
+  stream.stream_to_file(config, workdir)
+
+
 def evaluate(config, workdir: str):
   """Measure a model beside the render, the VAE and a still picture; JSON and HTML report."""
   from lpm_jax.evaluation import run
@@ -74,6 +81,7 @@ VERBS: dict[str, Callable] = {
   "data encode": data_encode,
   "train": train,
   "generate": generate,
+  "stream": stream,
   "evaluate": evaluate,
   "weights import": weights_import,
   "weights export": weights_export,

@@ -86,3 +86,17 @@ def confusion_plot(table: dict[str, dict[str, int]], names: list[str]) -> str:
     colour = "white" if shares[y, x] > 0.55 else "#222222"
     axes.text(x, y, int(counts[y, x]), ha="center", va="center", fontsize=7, color=colour)
   return _finish(figure)
+
+
+def curve_plot(minutes: np.ndarray, values: np.ndarray, label: str) -> str:
+  """One measure over a stream: every chunk as a dot, and their running median."""
+  figure, axes = _axes(7.6, 1.7)
+  axes.plot(minutes, values, ".", ms=2, color="#9db9dc")
+  width = max(1, len(values) // 40)
+  parts = np.array_split(np.arange(len(values)), max(1, len(values) // width))
+  middle = [(minutes[p].mean(), np.median(values[p])) for p in parts]
+  axes.plot(*zip(*middle, strict=True), color=COLOURS["model"], lw=1.4)
+  axes.set_xlabel("minutes", fontsize=8, color="#555555")
+  axes.set_ylim(bottom=min(0.0, float(values.min())))
+  axes.set_title(label, fontsize=8, color="#555555", loc="left")
+  return _finish(figure)

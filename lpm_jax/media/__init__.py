@@ -5,7 +5,7 @@ from lpm_jax.media.dialogue import Turn, parse_timed_texts, read_turns, split_tr
 from lpm_jax.media.files import MediaError, check_writable, written_whole
 from lpm_jax.media.inputs import Inputs, Request, read_inputs
 from lpm_jax.media.picture import Reference, read_picture, read_reference
-from lpm_jax.media.video import Video, read_video, side_by_side, write_video
+from lpm_jax.media.video import Video, join_videos, read_video, side_by_side, write_video
 
 __all__ = [
   "Inputs",
@@ -16,6 +16,7 @@ __all__ = [
   "Video",
   "check_writable",
   "is_silent",
+  "join_videos",
   "parse_timed_texts",
   "read_audio",
   "read_inputs",

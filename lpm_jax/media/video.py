@@ -109,6 +109,54 @@ def _write_audio(
   container.mux(stream.encode(None))
 
 
+def join_videos(path: Path, parts: Sequence[Path], audio: np.ndarray):
+  """Puts silent videos of `write_video` one after the other, not encoded again, under one sound.
+
+  Args:
+    path: mp4 that is written, whole or not at all.
+    parts: mp4 files of one size and frame rate.
+    audio: float32 at 16 kHz, mono [S] or stereo [S, 2].
+
+  Raises MediaError when a part cannot be read or the file cannot be written.
+  """
+  with written_whole(path) as temporary:
+    try:
+      with av.open(
+        str(temporary), "w", format="mp4", options={"movflags": "+faststart"}
+      ) as container:
+        picture, start = None, 0
+        for part in parts:
+          check_readable(part, VIDEO)
+          with av.open(str(part)) as source:
+            if picture is None:
+              picture = container.add_stream_from_template(source.streams.video[0])
+              sound = _audio_stream(container, audio)
+            start = _append(container, picture, source, start)
+        _write_audio(container, sound, audio)
+    except av.FFmpegError as error:
+      raise MediaError(
+        path, f"a failed join ({error.strerror})", "space and whole parts"
+      ) from error
+
+
+def _append(
+  container: av.container.OutputContainer,
+  picture: av.VideoStream,
+  source: av.container.InputContainer,
+  start: int,
+) -> int:
+  """Copies the packets of a part behind `start`; returns where it ends, in ticks of the part."""
+  end = start
+  for packet in source.demux(video=0):
+    if packet.dts is None:
+      continue
+    packet.pts, packet.dts = packet.pts + start, packet.dts + start
+    end = max(end, packet.pts + packet.duration)
+    packet.stream = picture
+    container.mux(packet)
+  return end
+
+
 def read_video(path: Path) -> Video:
   """All frames and samples of a video. Raises MediaError for a file that holds none."""
   check_readable(path, VIDEO)

@@ -111,6 +111,12 @@ class Performer:
     silence = (jnp.zeros(self._past) for _ in range(2))
     return Performance(stream, *silence), np.asarray(frame)
 
+  def warm_up(self, picture: np.ndarray, references: Sequence[Labelled] = ()):
+    """Compiles everything for pictures of this size and this many references."""
+    performance, _ = self.begin(picture, references)
+    silence = np.zeros(self.samples)
+    self.step(performance, silence, silence, "")
+
   def step(
     self, performance: Performance, speak: np.ndarray, listen: np.ndarray, text: str
   ) -> tuple[Performance, np.ndarray, bool]:

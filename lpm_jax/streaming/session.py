@@ -226,7 +226,7 @@ class Session:
 
   def report(self) -> dict[str, float | int | None]:
     """Times in seconds and counts, so far."""
-    times = list(self.chunk_seconds)[1:] or [float("nan")]  # the first one compiles
+    times = list(self.chunk_seconds) or [float("nan")]
     shares = {f"chunk_p{p}": float(np.percentile(times, p)) for p in (50, 95, 99)}
     responses = list(self.response_seconds)
     return {
@@ -239,6 +239,27 @@ class Session:
       **{f"dropped_{t.name}": t.dropped / SAMPLE_RATE for t in (self._partner, self._reply)},
       **dataclasses.asdict(self.counts),
     }
+
+  def memory(self) -> tuple[dict, Performance]:
+    """What it takes to go on from here, apart from what waits: plain facts, and the state."""
+    facts = {
+      "made": self._made,
+      "pulled": self.pulled,
+      "text": self._text,
+      "waiting": self._waiting,
+      "counts": dataclasses.asdict(self.counts),
+      "gates": {name: gate.memory() for name, gate in self._gates.items()},
+    }
+    return facts, self._performance
+
+  def remember(self, facts: dict, performance: Performance):
+    """Goes on from what `memory` returned."""
+    self._made, self.pulled = facts["made"], facts["pulled"]
+    self._text, self._waiting = facts["text"], facts["waiting"]
+    self.counts = Counts(**facts["counts"])
+    for name, memory in facts["gates"].items():
+      self._gates[name].remember(memory)
+    self._performance = performance
 
   def _make(self) -> tuple[_Before, Chunk]:
     """What an interruption goes back to, and the next chunk."""

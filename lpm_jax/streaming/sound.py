@@ -119,6 +119,19 @@ class SpeechGate:
     self._rest = samples[whole:]
     return any([self._block(block) for block in samples[:whole].reshape(-1, _BLOCK)])
 
+  def memory(self) -> dict:
+    """What it takes to go on from here, as plain facts."""
+    facts = {"open": self.open, "ended": self.ended, "heard": self._heard}
+    lists = {"rest": self._rest.tolist(), "levels": list(self._levels)}
+    return facts | lists | {"last_loud": self._last_loud}
+
+  def remember(self, facts: dict):
+    """Goes on from what `memory` returned."""
+    self.open, self.ended, self._heard = facts["open"], facts["ended"], facts["heard"]
+    self._rest, self._last_loud = np.array(facts["rest"], np.float32), facts["last_loud"]
+    self._levels.clear()
+    self._levels.extend(facts["levels"])
+
   def _block(self, block: np.ndarray) -> bool:
     self._heard += len(block)
     level = float(np.sqrt(np.mean(np.square(block))))

@@ -29,8 +29,13 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
 
 
 @functools.cache
-def make_performer() -> Performer:
-  """A performer whose zero-initialised parameters are awake."""
+def make_models() -> tuple[LPM, VideoVAE]:
+  """Models whose zero-initialised parameters are awake."""
   lpm = randomise(LPM(SIZES, rngs=nnx.Rngs(0)), jax.random.key(1))
-  vae = randomise(VideoVAE(VAE, rngs=nnx.Rngs(0)), jax.random.key(2))
-  return Performer(lpm, vae, SETTINGS)
+  return lpm, randomise(VideoVAE(VAE, rngs=nnx.Rngs(0)), jax.random.key(2))
+
+
+@functools.cache
+def make_performer() -> Performer:
+  """One performer for all tests: it compiles once."""
+  return Performer(*make_models(), SETTINGS)
