@@ -5,22 +5,15 @@ The smallest model that has every part, through the live session.
 """
 
 import argparse
-import pathlib
-import resource
 
 import jax
 import numpy as np
 from tqdm import trange
 
+from data_pipelines.clip import SAMPLE_RATE
+from lpm_jax.stream import resident_bytes
 from lpm_jax.streaming.session import Session, SessionSettings
 from tests.streaming.small import PICTURE, make_performer
-
-RATE = 16_000
-
-
-def resident_bytes() -> int:
-  """Memory of this process that is in RAM (Linux)."""
-  return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def cache_bytes(session: Session) -> int:
@@ -54,7 +47,7 @@ def main():
     session.pull()
   times = np.array(session.chunk_seconds)
   early, late = np.median(times[1_000:2_000]), np.median(times[-1_000:])
-  print(f"{chunks} chunks, {chunks * performer.samples / RATE / 3600:.1f} hours of video")
+  print(f"{chunks} chunks, {chunks * performer.samples / SAMPLE_RATE / 3600:.1f} hours of video")
   print(f"cache: {cache} bytes after 1,000 chunks, {cache_bytes(session)} at the end")
   grown = resident_bytes()
   print(f"resident memory: {resident / 2**20:.1f} MB after 2,000 chunks,")

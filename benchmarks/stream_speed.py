@@ -15,9 +15,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from configs.puppets import stream as recipe
+from data_pipelines.clip import SAMPLE_RATE
 from lpm_jax.models.conditions import Conditions
+from lpm_jax.stream import stream_settings
 from lpm_jax.streaming.performer import Performer
-from lpm_jax.streaming.sampler import OnlineLPM, half_second
+from lpm_jax.streaming.sampler import OnlineLPM
 from lpm_jax.streaming.session import Session, SessionSettings
 from lpm_jax.weights import loading
 
@@ -28,7 +31,7 @@ def session_times(performer: Performer, size: int, seconds: int) -> tuple[Sessio
   picture = rng.integers(0, 255, (size, size, 3), np.uint8)
   performer.warm_up(picture)
   session = Session(performer, picture, settings=SessionSettings())
-  for _ in range(round(seconds * 16_000 / performer.samples)):
+  for _ in range(round(seconds * SAMPLE_RATE / performer.samples)):
     for push in (session.push_partner, session.push_reply):
       push((0.1 * rng.normal(size=performer.samples)).astype(np.float32))
     session.end_reply()
@@ -76,9 +79,9 @@ def main():
   models = loading.load_models("puppets")
   print(f"{os.cpu_count()} cores, {args.seconds} s of video each; seconds")
   print("preset        size   p50   p95   p99  first frame  backbone refiner decode  peak MB")
-  for name, settings in (("second", None), ("half second", half_second())):
-    performer = Performer(*models, settings)
-    share = performer.samples / 16_000
+  for preset in ("", "half_second"):
+    performer = Performer(*models, stream_settings(recipe.get_config(preset).stream))
+    share = performer.samples / SAMPLE_RATE
     for size in args.sizes:
       session, report = session_times(performer, size, args.seconds)
       per_second = [report[f"chunk_p{p}"] / share for p in (50, 95, 99)]
@@ -86,6 +89,7 @@ def main():
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
       numbers = " ".join(f"{x:5.2f}" for x in per_second)
       parts = " ".join(f"{x:7.2f}" for x in stages)
+      name = preset or "second"
       print(
         f"{name:12} {size:5d} {numbers} {report['first_frame']:12.2f}  {parts} {peak:8.0f}",
         flush=True,

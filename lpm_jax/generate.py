@@ -378,8 +378,7 @@ def generate_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.
       nothing half-written stays.
   """
   output = pathlib.Path(workdir) / config.output
-  names = {field.name for field in dataclasses.fields(media.Request)}
-  inputs = media.read_inputs(media.Request(**{n: config[n] for n in names & set(config)}))
+  inputs = media.read_inputs(media.Request.from_config(config))
   settings = GenerateSettings(**config.generation)
   media.check_writable(output)
   frozen = load_encoders(config.frozen) if "frozen" in config else None

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import resource
+from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -45,19 +46,23 @@ def stream_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pa
     ValueError: an input is missing or cannot be used, or the workdir holds another stream.
   """
   output = pathlib.Path(workdir) / config.output
-  names = {field.name for field in dataclasses.fields(media.Request)}
-  request = media.Request(**{name: config[name] for name in names & set(config)})
+  request = media.Request.from_config(config)
   if config.minutes:
     request = dataclasses.replace(request, seconds=60.0 * config.minutes)
   inputs = media.read_inputs(request)
   media.check_writable(output)
-  stream = dict(config.stream)
-  settings = StreamSettings(ChunkCausal(**stream.pop("causal")), **stream)
-  performer = Performer(*loading.load_models(config.weights), settings)
+  models = loading.load_models(config.weights)
+  performer = Performer(*models, stream_settings(config.stream))
   recording = _Recording(config, pathlib.Path(workdir), inputs, performer)
   recording.perform()
   recording.finish(output)
   return output
+
+
+def stream_settings(config: Mapping[str, object]) -> StreamSettings:
+  """The settings in a config: fields of StreamSettings, `causal` those of ChunkCausal."""
+  fields = dict(config)
+  return StreamSettings(ChunkCausal(**fields.pop("causal")), **fields)
 
 
 class _Recording:
@@ -117,14 +122,14 @@ class _Recording:
     self.session.push_reply(reply)
     self.session.push_partner(partner)
     self.session.end_reply()
-    begin = start / SAMPLE_RATE % (self._period() / SAMPLE_RATE)
+    begin = start % self._period() / SAMPLE_RATE
     text = text_between(self.inputs.texts, begin, begin + length / SAMPLE_RATE)
     self.session.push_text(text)
     self.session.advance()
     chunk = self.session.pull()
     row = {"chunk": index, "seconds": chunk.seconds, "state": chunk.state.value}
     row["chunk_ms"] = round(1000 * self.session.chunk_seconds[-1], 2)
-    row["resident_mb"] = round(_resident_bytes() / 2**20, 1)
+    row["resident_mb"] = round(resident_bytes() / 2**20, 1)
     self.rows.append(row | drift.measure(chunk.frames, self.first))
     return chunk
 
@@ -168,7 +173,7 @@ class _Recording:
     return sound
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
   """Memory of this process that is in RAM now; where the system does not say, its peak."""
   statm = pathlib.Path("/proc/self/statm")
   if statm.exists():

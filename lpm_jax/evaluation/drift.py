@@ -3,12 +3,10 @@
 import os
 from collections.abc import Sequence
 
-import jinja2
 import numpy as np
 
-from lpm_jax.evaluation import plots
-from lpm_jax.evaluation.pixels import lab, luma
-from lpm_jax.evaluation.report import write_whole
+from lpm_jax.evaluation import page, plots
+from lpm_jax.evaluation.pixels import colour_distance, luma
 
 # (key, label): what is drawn over time, one figure each.
 CURVES = (
@@ -25,9 +23,8 @@ def measure(frames: np.ndarray, first: np.ndarray) -> dict[str, float]:
   """Drift of a chunk, frames uint8 [T, H, W, 3], from the first picture uint8 [H, W, 3]."""
   light = luma(frames)
   steps = [np.abs(np.diff(light, axis=axis)).mean() for axis in (1, 2)]
-  away = lab(frames).mean((0, 1, 2)) - lab(first[None]).mean((0, 1, 2))
   return {
-    "colour_drift": float(np.linalg.norm(away)),
+    "colour_drift": colour_distance(frames, first[None]),
     "contrast": float(light.std((1, 2)).mean()),
     "sharpness": float(np.mean(steps)),
     "motion": float(np.abs(np.diff(light, axis=0)).mean()),
@@ -52,14 +49,12 @@ def write_page(
     for key, label in CURVES
   ]
   states = [row["state"] for row in rows]
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("lpm_jax.evaluation"), autoescape=True, trim_blocks=True
-  )
-  html = environment.get_template("stream.html").render(
+  page.write_page(
+    path,
+    "stream.html",
     title=title,
     video=video,
     figures=figures,
     states={state: f"{states.count(state) / len(states):.0%}" for state in sorted(set(states))},
     numbers={k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in report.items()},
   )
-  write_whole(path, html)

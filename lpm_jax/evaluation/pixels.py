@@ -52,10 +52,15 @@ def flicker(video: np.ndarray) -> float:
 def colour_drift(video: np.ndarray, frames: int = 12) -> float:
   """Distance in CIE Lab (Delta E 1976) between the mean colours of the first and last `frames`."""
   first, last = video[:frames], video[-frames:]
-  return float(np.linalg.norm(lab(last).mean((0, 1, 2)) - lab(first).mean((0, 1, 2))))
+  return colour_distance(last, first)
 
 
-def lab(video: np.ndarray) -> np.ndarray:
+def colour_distance(video: np.ndarray, other: np.ndarray) -> float:
+  """Distance in CIE Lab (Delta E 1976) between the mean colours of two videos."""
+  return float(np.linalg.norm(_lab(video).mean((0, 1, 2)) - _lab(other).mean((0, 1, 2))))
+
+
+def _lab(video: np.ndarray) -> np.ndarray:
   """sRGB uint8 -> CIE Lab (D65) float32."""
   x = video.astype(np.float32) / 255
   linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)

@@ -5,12 +5,11 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
-import jinja2
 import numpy as np
 
 from data_pipelines.puppets.behaviour import ACTIONS
 from lpm_jax import media
-from lpm_jax.evaluation import actions, plots
+from lpm_jax.evaluation import actions, page, plots
 from lpm_jax.evaluation.scoring import Take, mouth_track
 
 SYSTEM_NAMES = {"render": "render", "vae": "through the VAE", "model": "model", "still": "still"}
@@ -232,10 +231,9 @@ def write_report(
     }
     for goal in results["goals"]
   ]
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("lpm_jax.evaluation"), autoescape=True, trim_blocks=True
-  )
-  html = environment.get_template("report.html").render(
+  page.write_page(
+    path,
+    "report.html",
     title=title,
     subtitle=subtitle,
     command=command,
@@ -244,10 +242,3 @@ def write_report(
     clips=[side_by_side(takes) for takes in chosen],
     sections=sections(results, chosen),
   )
-  write_whole(path, html)
-
-
-def write_whole(path: str | os.PathLike, text: str):
-  """Writes a text file whole or not at all."""
-  with media.written_whole(path) as temporary:
-    temporary.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.clip import Clip
-from lpm_jax.evaluation import actions, goals, probe_task, report, scoring, suite
+from lpm_jax.evaluation import actions, goals, page, probe_task, report, scoring, suite
 from lpm_jax.evaluation.probe import Probe, load_probe
 from lpm_jax.evaluation.scoring import System, Take
 from lpm_jax.generate import GenerateSettings, Generator
@@ -115,7 +115,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
   """
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  report.write_whole(folder / "config.json", config.to_json_best_effort(indent=1))
+  page.write_whole(folder / "config.json", config.to_json_best_effort(indent=1))
   started = time.monotonic()
   probe = load_probe(config.probe_weights)
   systems = load_systems(config)
@@ -125,7 +125,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
   results["seconds"] = round(time.monotonic() - started, 1)
   results["config"] = json.loads(config.to_json_best_effort())
   results = scoring.json_safe(results)
-  report.write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+  page.write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
   counts = ", ".join(f"{len(clips)} {name.replace('_', ' ')}" for name, clips in suites.items())
   report.write_report(
     folder / "report.html",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
@@ -43,6 +44,12 @@ class Request:
   text: str = ""
   seconds: float = 0.0
   size: int | tuple[int, int] = 64
+
+  @classmethod
+  def from_config(cls, config: Mapping[str, object]) -> "Request":
+    """The request in a config, which may hold other things too."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: config[name] for name in names & set(config)})
 
 
 @dataclasses.dataclass(frozen=True)

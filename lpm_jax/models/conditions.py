@@ -20,3 +20,8 @@ class Conditions:
   references: Array
   reference_kind: Array
   reference_label: Array
+
+  def without_references(self) -> "Conditions":
+    """The same conditions with no slot for references."""
+    names = ("references", "reference_kind", "reference_label")
+    return self.replace(**{name: getattr(self, name)[:, :0] for name in names})

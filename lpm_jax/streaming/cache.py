@@ -51,9 +51,7 @@ class StreamCache:
     within = jnp.tile(jnp.arange(self.causal.frames), self.causal.sink + self.causal.window)
     time = jnp.broadcast_to(1 + rank * self.causal.frames + within, (batch, len(rank)))
     chunks = KVCache(self.key, self.value, time, jnp.broadcast_to(rank >= 0, time.shape))
-    axes = KVCache(key=3, value=3, time=1, seen=1)
-    join = lambda a, b, axis: jnp.concatenate([a, b], axis)  # noqa: E731
-    return jax.tree.map(join, self.pinned, chunks, axes)
+    return self.pinned.joined(chunks)
 
   def pushed(self, kept: KVCache) -> "StreamCache":
     """The cache with one more chunk, in place of the oldest one of the window when it is full."""

@@ -105,7 +105,7 @@ class Performer:
       kind,
       label,
       self._text(text),
-      self._silent_tokens(),
+      _encode_silence(self._lpm_graph, self._lpm),
       jax.random.key(seed),
     )
     silence = (jnp.zeros(self._past) for _ in range(2))
@@ -156,9 +156,6 @@ class Performer:
       tokens = tokenize(text, self._text_length)[None]
       self._texts = {text: _encode_text(self._lpm_graph, self._lpm, tokens)}
     return self._texts[text]
-
-  def _silent_tokens(self) -> tuple[Array, Array]:
-    return _encode_silence(self._lpm_graph, self._lpm)
 
 
 @functools.partial(jax.jit, static_argnums=0)

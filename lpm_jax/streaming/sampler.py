@@ -48,11 +48,6 @@ class StreamSettings:
         raise ValueError(f"{name}: found {getattr(self, name)}, expected a timestep in [0, 1)")
 
 
-def half_second() -> StreamSettings:
-  """Chunks of half a second for quick answers; sink and window span the same time."""
-  return StreamSettings(causal=ChunkCausal(frames=3, sink=6, window=4))
-
-
 @struct.dataclass
 class StreamState:
   """Everything a stream carries from one chunk to the next.
@@ -129,7 +124,7 @@ class OnlineLPM(nnx.Module):
     # Within barriers the compiler makes the same program of a step alone and of one in a scan.
     graphdef, model = nnx.split(self)
     barrier = jax.lax.optimization_barrier
-    model, state, conditions = barrier((model, state, _without_references(conditions)))
+    model, state, conditions = barrier((model, state, conditions.without_references()))
     return barrier(nnx.merge(graphdef, model)._chunk(state, conditions))
 
   def _chunk(self, state: StreamState, conditions: Conditions) -> tuple[StreamState, Array, Array]:
@@ -200,11 +195,6 @@ def _evaluate(
   noisy = flow.add_noise(clean, noise, t)
   velocity, kept = model.extend(noisy, t, conditions, cache.view(), cache.start())
   return flow.velocity_to_clean(noisy, velocity, t), kept
-
-
-def _without_references(conditions: Conditions) -> Conditions:
-  names = ("references", "reference_kind", "reference_label")
-  return conditions.replace(**{name: getattr(conditions, name)[:, :0] for name in names})
 
 
 def audio_chunks(track: Array, frames: int, past: int) -> Array:

@@ -207,9 +207,9 @@ class Session:
     """
     if len(self._ready) >= self.settings.look_ahead:
       return False
-    if wait and self._ready and self._partner.started:
-      if len(self._partner) < self._performer.samples:
-        return False
+    incomplete = self._partner.started and len(self._partner) < self._performer.samples
+    if wait and self._ready and incomplete:
+      return False
     self._ready.append(self._make())
     self._made += 1
     return True

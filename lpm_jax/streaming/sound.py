@@ -27,11 +27,12 @@ class Track:
     self.name, self.limit = name, round(limit * SAMPLE_RATE)
     self.dropped = 0
     self.started = False
-    self._samples = np.zeros(0, np.float32)
+    self._packets: collections.deque[np.ndarray] = collections.deque()
+    self._length = 0
     self._rate, self._resampler = SAMPLE_RATE, None
 
   def __len__(self) -> int:
-    return len(self._samples)
+    return self._length
 
   def push(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
     """Takes mono samples in: int16, or floats in [-1, 1].
@@ -55,25 +56,35 @@ class Track:
     if self._resampler is not None:
       packet = self._resampler.resample_chunk(packet)
     self.started = self.started or len(packet) > 0
-    self._keep(np.concatenate([self._samples, np.clip(packet, -1.0, 1.0)]))
+    self._packets.append(np.clip(packet, -1.0, 1.0))
+    self._length += len(packet)
+    self._trim()
 
   def take(self, count: int) -> np.ndarray:
     """The oldest samples, at most `count`."""
-    taken, self._samples = self._samples[:count], self._samples[count:]
-    return taken
+    taken, missing = [], min(max(count, 0), self._length)
+    self._length -= missing
+    while missing:
+      packet = self._packets.popleft()
+      if len(packet) > missing:
+        self._packets.appendleft(packet[missing:])
+      taken.append(packet[:missing])
+      missing -= len(taken[-1])
+    return np.concatenate(taken) if taken else np.zeros(0, np.float32)
 
   def put_back(self, samples: np.ndarray):
     """Undoes a `take`."""
-    self._keep(np.concatenate([samples, self._samples]))
+    self._packets.appendleft(samples)
+    self._length += len(samples)
+    self._trim()
 
   def clear(self):
     """Forgets what waits."""
-    self._samples = self._samples[:0]
+    self._packets.clear()
+    self._length = 0
 
-  def _keep(self, samples: np.ndarray):
-    excess = max(0, len(samples) - self.limit)
-    self.dropped += excess
-    self._samples = samples[excess:]
+  def _trim(self):
+    self.dropped += len(self.take(self._length - self.limit))
 
 
 @dataclasses.dataclass(frozen=True)

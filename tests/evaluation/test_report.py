@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lpm_jax.evaluation import goals, report, run, scoring
+from lpm_jax.evaluation import goals, page, report, run, scoring
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_failed_report_leaves_the_old_one(tmp_path, takes, monkeypatch):
 
   monkeypatch.setattr(os, "replace", full)
   with pytest.raises(OSError, match="disk full"):
-    report.write_whole(path, "new")
+    page.write_whole(path, "new")
   assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 

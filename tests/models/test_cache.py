@@ -9,10 +9,10 @@ from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.cache import KVCache
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
-from tests.models.test_transformer import SLOTS, make_model
+from tests.models.test_transformer import make_inputs, make_model
 
 CAUSAL = ChunkCausal(frames=2, sink=1, window=1)
-CHUNKS, BATCH = 4, 2
+CHUNKS = 4
 FRAMES = 1 + CAUSAL.frames * CHUNKS
 PAST = 2  # frames of audio before a chunk that it is given
 
@@ -23,18 +23,9 @@ def model() -> VideoTransformer:
 
 
 def make_stream(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
-  keys = iter(jax.random.split(jax.random.key(seed), 8))
-  latents = jax.random.normal(next(keys), (BATCH, FRAMES, 4, 4, 2))
+  latents, _, conditions = make_inputs(seed, FRAMES)
   chunk = CAUSAL.chunk(jnp.arange(FRAMES))
-  timestep = jnp.broadcast_to(jnp.where(chunk < 0, 0.0, 0.2 + 0.1 * chunk), (BATCH, FRAMES))
-  conditions = Conditions(
-    text=jax.random.normal(next(keys), (BATCH, 4, 5)),
-    speak=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
-    listen=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
-    references=jax.random.normal(next(keys), (BATCH, SLOTS, 4, 4, 2)),
-    reference_kind=jnp.array([[0, 1, 2], [0, 2, -1]]),
-    reference_label=jnp.array([[0, 3, 5], [0, 1, 0]]),
-  )
+  timestep = jnp.broadcast_to(jnp.where(chunk < 0, 0.0, 0.2 + 0.1 * chunk), latents.shape[:2])
   return latents, timestep, conditions
 
 
@@ -49,16 +40,6 @@ def of_frames(conditions: Conditions, start: int, stop: int, past: int = 0) -> C
   return conditions.replace(**tracks)
 
 
-def without_references(conditions: Conditions) -> Conditions:
-  names = ("references", "reference_kind", "reference_label")
-  return conditions.replace(**{name: getattr(conditions, name)[:, :0] for name in names})
-
-
-def join(first: KVCache, second: KVCache) -> KVCache:
-  axes = KVCache(key=3, value=3, time=1, seen=1)
-  return jax.tree.map(lambda a, b, axis: jnp.concatenate([a, b], axis), first, second, axes)
-
-
 def test_cached_chunks_equal_the_masked_whole(model):
   """Chunk by chunk against what is left of the past, as long as no position has to move."""
   latents, timestep, conditions = make_stream()
@@ -71,8 +52,8 @@ def test_cached_chunks_equal_the_masked_whole(model):
     cache = pinned
     for earlier, kept in enumerate(past):
       if earlier < CAUSAL.sink or earlier >= c - CAUSAL.window:
-        cache = join(cache, kept)
-    given = without_references(of_frames(conditions, start, stop, PAST))
+        cache = cache.joined(kept)
+    given = of_frames(conditions, start, stop, PAST).without_references()
     chunk = slice(start, stop)
     found, kept = extend(latents[:, chunk], timestep[:, chunk], given, cache, jnp.int32(start))
     past.append(kept)
@@ -98,7 +79,7 @@ def test_only_the_distance_of_a_cached_key_counts(model):
   """Keys are turned when used: a cache and a chunk that move together give the same video."""
   latents, timestep, conditions = make_stream()
   cache = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
-  given = without_references(of_frames(conditions, 1, 3, PAST))
+  given = of_frames(conditions, 1, 3, PAST).without_references()
   extend = jax.jit(model.extend)
   arguments = latents[:, 1:3], timestep[:, 1:3], given
   here = extend(*arguments, cache, jnp.int32(PAST + 1))[0]
@@ -111,10 +92,9 @@ def test_only_the_distance_of_a_cached_key_counts(model):
 def test_what_is_not_seen_is_not_there(model):
   latents, timestep, conditions = make_stream()
   cache = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
-  given = without_references(of_frames(conditions, 1, 3, PAST))
-  padded = join(
-    cache, jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else x, cache)
-  )
+  given = of_frames(conditions, 1, 3, PAST).without_references()
+  other = jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else x, cache)
+  padded = cache.joined(other)
   padded = padded.replace(seen=padded.seen.at[:, cache.seen.shape[1] :].set(False))
   one, other = (
     model.extend(latents[:, 1:3], timestep[:, 1:3], given, c, jnp.int32(1))[0]

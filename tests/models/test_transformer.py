@@ -51,14 +51,14 @@ def run(model: VideoTransformer, *inputs) -> jax.Array:
   return _forward(*nnx.split(model), *inputs)
 
 
-def make_inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, Conditions]:
+def make_inputs(seed: int = 0, frames: int = FRAMES) -> tuple[jax.Array, jax.Array, Conditions]:
   keys = iter(jax.random.split(jax.random.key(seed), 8))
-  latents = jax.random.normal(next(keys), (BATCH, FRAMES, 4, 4, 2))
-  timestep = jnp.full((BATCH, FRAMES), 0.6).at[:, 0].set(0.0)
+  latents = jax.random.normal(next(keys), (BATCH, frames, 4, 4, 2))
+  timestep = jnp.full((BATCH, frames), 0.6).at[:, 0].set(0.0)
   conditions = Conditions(
     text=jax.random.normal(next(keys), (BATCH, 4, 5)),
-    speak=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
-    listen=jax.random.normal(next(keys), (BATCH, FRAMES, 4, 6)),
+    speak=jax.random.normal(next(keys), (BATCH, frames, 4, 6)),
+    listen=jax.random.normal(next(keys), (BATCH, frames, 4, 6)),
     references=jax.random.normal(next(keys), (BATCH, SLOTS, 4, 4, 2)),
     reference_kind=jnp.array([[0, 1, 2], [0, 2, -1]]),
     reference_label=jnp.array([[0, 3, 5], [0, 1, 0]]),
