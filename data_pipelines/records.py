@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from array_record.python import array_record_module
@@ -95,14 +95,12 @@ class RecordSource:
   """Random access to the clips of ArrayRecord files, in the order of the sorted file names.
 
   Args:
-    path: a file, or a folder whose `*.array_record` files are read.
+    path: a file, or a folder whose `*.array_record` files are read; or several of these, in order.
   """
 
-  def __init__(self, path: str | os.PathLike):
-    path = pathlib.Path(path)
-    self.files = sorted(path.glob("*.array_record")) if path.is_dir() else [path]
-    if not self.files or not all(file.is_file() for file in self.files):
-      raise FileNotFoundError(f"{path}: no *.array_record file here")
+  def __init__(self, path: str | os.PathLike | Sequence[str | os.PathLike]):
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    self.files = [file for path in paths for file in _files(pathlib.Path(path))]
     self._readers = [_open(file) for file in self.files]
     self._ends = np.cumsum([reader.num_records() for reader in self._readers])
 
@@ -129,6 +127,13 @@ class RecordSource:
   def __setstate__(self, state: dict):
     self.__dict__ |= state
     self._readers = [_open(file) for file in self.files]
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+  files = sorted(path.glob("*.array_record")) if path.is_dir() else [path]
+  if not files or not all(file.is_file() for file in files):
+    raise FileNotFoundError(f"{path}: no *.array_record file here")
+  return files
 
 
 def _open(file: pathlib.Path) -> array_record_module.ArrayRecordReader:

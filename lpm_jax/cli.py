@@ -17,7 +17,7 @@ def data_puppets(config, workdir: str):
   """Render puppet clips into a TFDS dataset (ArrayRecord)."""
   from data_pipelines.puppets import builder
 
-  builder.build(workdir, dict(config.clips), seed=config.seed)
+  builder.build(workdir, dict(config.clips), seed=config.seed, kind=config.kind)
 
 
 def data_encode(config, workdir: str):

@@ -1,17 +1,29 @@
 """The puppet world as a TFDS dataset: procedural characters with exact ground truth.
 
 lpm data puppets --config=configs/puppets/data.py --workdir=data/puppets
+lpm data puppets --config=configs/puppets/data.py:idle --workdir=data/puppets_idle
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  """Clips per split; `:demo` is the small set that `make demo` renders."""
+  """Clips per split; `:demo` is the small set that `make demo` renders.
+
+  `:idle` has further idle scenes: texts with actions, which are a quarter of the whole set, need
+  more examples than anything else.
+  """
+  if arg not in (None, "", "demo", "idle"):
+    raise ValueError(f"configs/puppets/data.py: found :{arg}, expected :demo or :idle")
   demo = arg == "demo"
   c = ConfigDict()
   c.seed = 0
   c.clips = ConfigDict()
   c.clips.train = 32 if demo else 1_200
   c.clips.validation = 4 if demo else 40
+  c.kind = ""  # of scene, one for all; "": drawn
+  if arg == "idle":
+    c.seed = 1
+    c.clips = dict(train=800)
+    c.kind = "idle"
   return c

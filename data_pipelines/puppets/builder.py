@@ -149,13 +149,16 @@ def build(
   seed: int = 0,
   frames: int = 73,
   size: int = 64,
+  kind: str = "",
 ) -> None:
   """Builds the data set under `data_dir`/puppets: `clips` says how many for each split.
 
+  All are of one `kind` of scene, or drawn by KIND_SHARES when it is "".
+
   Shows progress. Leaves nothing half-written: TFDS writes beside the target and renames at the end.
   Does nothing when the same data set is there already. Raises ValueError for an unknown split, a
-  count below 1, or when another data set (other counts, seed, frames or size) lies at the target;
-  OSError where `data_dir` cannot be written.
+  count below 1, or when another data set (other counts, seed, frames, size or kind) lies at the
+  target; OSError where `data_dir` cannot be written.
   """
   for split, count in clips.items():
     if split not in SPLITS or count < 1:
@@ -164,7 +167,10 @@ def build(
     raise ValueError(f"clips: found no split, expected counts >= 1 of {SPLITS}")
   folder = pathlib.Path(data_dir)
   folder.mkdir(parents=True, exist_ok=True)
+  if kind and kind not in SCENE_KINDS:
+    raise ValueError(f"kind: found {kind!r}, expected one of {SCENE_KINDS}, or none")
   wanted = {"clips": dict(clips), "seed": seed, "frames": frames, "size": size}
+  wanted |= {"kind": kind} if kind else {}
   with _quiet_tensorflow():
     dataset = _dataset()
     builder = dataset.Puppets(data_dir=str(folder), recipe=wanted)

@@ -71,7 +71,12 @@ class Puppets(tfds.core.GeneratorBasedBuilder):
     recipe = self.recipe
     for index in tqdm(range(count), desc=f"puppets {split}", unit="clip", mininterval=1):
       clip = puppet_clip(
-        index, split, frames=recipe["frames"], seed=recipe["seed"], size=recipe["size"]
+        index,
+        split,
+        recipe.get("kind"),
+        recipe["frames"],
+        seed=recipe["seed"],
+        size=recipe["size"],
       )
       yield index, to_features(clip)
 

@@ -93,6 +93,16 @@ def test_records_return_every_field(tmp_path, make):
   assert found.file.endswith("a-1.array_record")
 
 
+def test_several_folders_are_read_one_after_the_other(tmp_path):
+  for name in "ab":
+    clips = [make_clip(clip_id=f"{name}-{i}") for i in range(2)]
+    records.write_records(tmp_path / name / "0.array_record", clips)
+  source = records.RecordSource((tmp_path / "b", tmp_path / "a"))
+  assert [source[i].clip_id for i in range(len(source))] == ["b-0", "b-1", "a-0", "a-1"]
+  with pytest.raises(FileNotFoundError, match="missing"):
+    records.RecordSource((tmp_path / "b", tmp_path / "missing"))
+
+
 def test_a_truncated_record_file_is_named(tmp_path):
   path = tmp_path / "cut.array_record"
   records.write_records(path, [make_clip()] * 3)

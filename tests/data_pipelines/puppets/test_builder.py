@@ -83,6 +83,13 @@ def test_building_again_changes_nothing_and_another_recipe_is_refused(data_dir):
     build(data_dir, {"train": 4}, seed=5, **TINY)
 
 
+def test_a_set_of_one_kind_of_scene(tmp_path):
+  build(tmp_path, {"train": 2}, seed=1, kind="idle", **TINY)
+  for index, clip in enumerate(puppet_source(tmp_path, "train")):
+    assert same(clip, puppet_clip(index, "train", "idle", seed=1, **TINY))
+    assert not clip.state.any()
+
+
 def test_a_failing_build_leaves_nothing(tmp_path, monkeypatch):
   dataset = pytest.importorskip("data_pipelines.puppets.dataset")
 
@@ -104,6 +111,8 @@ def test_wrong_requests_are_named(data_dir, tmp_path):
     build(tmp_path, {"nonsense": 1})
   with pytest.raises(ValueError, match="train"):
     build(tmp_path, {"train": 0})
+  with pytest.raises(ValueError, match="sleeping"):
+    build(tmp_path, {"train": 1}, kind="sleeping")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "overwritten", "missing"])
