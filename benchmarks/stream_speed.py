@@ -20,7 +20,7 @@ from data_pipelines.clip import SAMPLE_RATE
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.stream import stream_settings
 from lpm_jax.streaming.performer import Performer
-from lpm_jax.streaming.sampler import OnlineLPM
+from lpm_jax.streaming.sampler import OnlineLPM, coarse_latents, decoded_video, refined_latents
 from lpm_jax.streaming.session import Session, SessionSettings
 from lpm_jax.weights import loading
 
@@ -54,9 +54,13 @@ def stage_times(performer: Performer, session: Session, turns: int = 10) -> dict
   conditions = Conditions(performer._text(""), audio, audio, nothing, none, none)
   latents, key = np.zeros(state.shape, np.float32), jax.random.key(0)
   calls = {
-    "_coarse": lambda model, s: model._coarse(s, conditions, key),
-    "_refined": lambda model, s: model._refined(s, conditions, latents, key),
-    "_decode": lambda model, s: model._decode(latents, s.decoder),
+    "coarse": lambda model, s: coarse_latents(
+      model.backbone, s.backbone, model.settings, conditions, key, s.shape
+    ),
+    "refined": lambda model, s: refined_latents(
+      model.refiner, s.refiner, model.settings, conditions, key, latents
+    ),
+    "decoded": lambda model, s: decoded_video(model.vae, s.decoder, latents),
   }
   found = {}
   for name, call in calls.items():

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+KV_AXES = ("layers", None, "batch", "frames", "tokens", "heads", None)
+
 
 @struct.dataclass
 class KVCache:
@@ -20,6 +22,11 @@ class KVCache:
   value: Array
   time: Array
   seen: Array
+
+  @classmethod
+  def axes(cls) -> "KVCache":
+    """Logical names of the axes, in place of the arrays."""
+    return cls(KV_AXES, KV_AXES, ("batch", None), ("batch", None))
 
   def joined(self, other: "KVCache") -> "KVCache":
     """The grids of both, its own first."""

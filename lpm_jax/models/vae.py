@@ -110,6 +110,10 @@ class VAECache:
   past: tuple[Array, ...]
   started: bool = struct.field(pytree_node=False, default=False)
 
+  def axes(self) -> "VAECache":
+    """Logical names of the axes, in place of the arrays."""
+    return jax.tree.map(lambda x: ("batch",) + (None,) * (x.ndim - 1), self)
+
   def tape(self) -> Tape:
     """The tape of the next chunk."""
     return Tape(self.past if self.started else None)

@@ -1,5 +1,6 @@
 """Logical axis names -> shardings. Models name what an axis is; a config says where it lies."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,6 +48,47 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     )
 
   return jax.tree.map(of_node, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Where arrays lie: a mesh, and the mesh axes of logical names.
+
+  Args:
+    mesh: devices.
+    rules: see `partition_spec`; (name, mesh axes) pairs, so that a placement can be hashed.
+  """
+
+  mesh: Mesh
+  rules: tuple[tuple[str, str], ...] = ()
+
+  def shardings(self, tree: Any, axes: Any) -> Any:
+    """A NamedSharding for every array; `axes` has their logical names in the same structure."""
+    rules = dict(self.rules)
+
+    def of_leaf(x: jax.Array, names: Sequence[str | None]) -> NamedSharding:
+      spec = list(partition_spec(names, x.shape, self.mesh, rules))
+      while spec and spec[-1] is None:  # as the compiler spells it: else a step compiles twice
+        spec.pop()
+      return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(of_leaf, tree, axes)
+
+  def put(self, tree: Any, axes: Any) -> Any:
+    """The arrays of a tree, moved where they belong."""
+    return jax.device_put(tree, self.shardings(tree, axes))
+
+  def keep(self, tree: Any, axes: Any) -> Any:
+    """Within jit: the compiler leaves the arrays where they belong."""
+    return jax.lax.with_sharding_constraint(tree, self.shardings(tree, axes))
+
+  def put_module(self, state: nnx.State) -> nnx.State:
+    """The state of a module, whose variables name their axes."""
+    return jax.device_put(state, tree_shardings(state, self.mesh, dict(self.rules)))
+
+  def put_whole(self, tree: Any) -> Any:
+    """The arrays of a tree, a copy on each device."""
+    return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

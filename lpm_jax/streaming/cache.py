@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from lpm_jax.models.attention import ChunkCausal
-from lpm_jax.models.cache import KVCache
+from lpm_jax.models.cache import KV_AXES, KVCache
 
 
 @struct.dataclass
@@ -38,6 +38,10 @@ class StreamCache:
     grids = (causal.sink + causal.window) * causal.frames
     zeros = lambda x: jnp.zeros((*x.shape[:3], grids, *x.shape[4:]), x.dtype)  # noqa: E731
     return cls(pinned, zeros(pinned.key), zeros(pinned.value), jnp.int32(0), causal)
+
+  def axes(self) -> "StreamCache":
+    """Logical names of the axes, in place of the arrays."""
+    return StreamCache(KVCache.axes(), KV_AXES, KV_AXES, (), self.causal)
 
   def start(self) -> Array:
     """Temporal index of the first frame of the next chunk; the picture stands at 0."""

@@ -69,6 +69,15 @@ class StreamState:
     """How many chunks the stream has had: int32 []."""
     return self.backbone.chunks
 
+  def keys(self) -> Array:
+    """Random keys of backbone and refiner for the next chunk, [2]."""
+    return jax.random.split(jax.random.fold_in(self.key, self.chunks()))
+
+  def axes(self) -> "StreamState":
+    """Logical names of the axes, in place of the arrays."""
+    parts = (part.axes() for part in (self.backbone, self.refiner, self.decoder))
+    return StreamState(*parts, (), self.shape)
+
 
 class OnlineLPM(nnx.Module):
   """Backbone, refiner and decoder as one streaming model.
@@ -128,10 +137,14 @@ class OnlineLPM(nnx.Module):
     return barrier(nnx.merge(graphdef, model)._chunk(state, conditions))
 
   def _chunk(self, state: StreamState, conditions: Conditions) -> tuple[StreamState, Array, Array]:
-    keys = jax.random.split(jax.random.fold_in(state.key, state.chunks()))
-    coarse, backbone = self._coarse(state, conditions, keys[0])
-    refined, refiner = self._refined(state, conditions, coarse, keys[1])
-    video, decoder = self._decode(refined, state.decoder)
+    noise, again = state.keys()
+    coarse, backbone = coarse_latents(
+      self.backbone, state.backbone, self.settings, conditions, noise, state.shape
+    )
+    refined, refiner = refined_latents(
+      self.refiner, state.refiner, self.settings, conditions, again, coarse
+    )
+    video, decoder = decoded_video(self.vae, state.decoder, refined)
     return state.replace(backbone=backbone, refiner=refiner, decoder=decoder), refined, video
 
   def run(self, state: StreamState, chunks: Conditions) -> tuple[StreamState, Array, Array]:
@@ -148,38 +161,50 @@ class OnlineLPM(nnx.Module):
     state, (latents, video) = jax.lax.scan(one, state, chunks)
     return state, latents, video
 
-  def _coarse(
-    self, state: StreamState, conditions: Conditions, key: Array
-  ) -> tuple[Array, StreamCache]:
-    """Noise -> coarse latents; the cache takes them in with the noise of the history."""
-    levels = self.settings.backbone
-    noises = jax.random.normal(key, (len(levels) + 1, *state.shape))
-    clean = jnp.zeros(state.shape)
-    for level, noise in zip(levels, noises, strict=False):
-      clean, _ = _evaluate(self.backbone, state.backbone, clean, noise, level, conditions)
-    history = self.settings.history
-    _, kept = _evaluate(self.backbone, state.backbone, clean, noises[-1], history, conditions)
-    return clean, state.backbone.pushed(kept)
 
-  def _refined(
-    self, state: StreamState, conditions: Conditions, coarse: Array, key: Array
-  ) -> tuple[Array, StreamCache]:
-    """Coarse latents -> latents; the cache takes them in clean."""
-    noise, level = jax.random.normal(key, state.shape), self.settings.refiner
-    clean, _ = _evaluate(self.refiner, state.refiner, coarse, noise, level, conditions)
-    _, kept = _evaluate(self.refiner, state.refiner, clean, noise, 0.0, conditions)
-    return clean, state.refiner.pushed(kept)
+def coarse_latents(
+  backbone: VideoTransformer,
+  cache: StreamCache,
+  settings: StreamSettings,
+  conditions: Conditions,
+  key: Array,
+  shape: tuple[int, ...],
+) -> tuple[Array, StreamCache]:
+  """Noise -> coarse latents of `shape`; the cache takes them in with the noise of the history."""
+  levels = settings.backbone
+  noises = jax.random.normal(key, (len(levels) + 1, *shape))
+  clean = jnp.zeros(shape)
+  for level, noise in zip(levels, noises, strict=False):
+    clean, _ = _evaluate(backbone, cache, clean, noise, level, conditions)
+  _, kept = _evaluate(backbone, cache, clean, noises[-1], settings.history, conditions)
+  return clean, cache.pushed(kept)
 
-  def _decode(self, latents: Array, cache: VAECache) -> tuple[Array, VAECache]:
-    """Latents of a chunk, one at a time, -> video."""
-    graphdef, vae = nnx.split(self.vae)
 
-    def one(cache: VAECache, latent: Array) -> tuple[VAECache, Array]:
-      video, cache = nnx.merge(graphdef, vae).decode_step(latent[:, None], cache)
-      return cache, video
+def refined_latents(
+  refiner: VideoTransformer,
+  cache: StreamCache,
+  settings: StreamSettings,
+  conditions: Conditions,
+  key: Array,
+  coarse: Array,
+) -> tuple[Array, StreamCache]:
+  """Coarse latents -> latents; the cache takes them in clean."""
+  noise = jax.random.normal(key, coarse.shape)
+  clean, _ = _evaluate(refiner, cache, coarse, noise, settings.refiner, conditions)
+  _, kept = _evaluate(refiner, cache, clean, noise, 0.0, conditions)
+  return clean, cache.pushed(kept)
 
-    cache, video = jax.lax.scan(one, cache, jnp.moveaxis(latents, 1, 0))
-    return rearrange(video, "f b t h w c -> b (f t) h w c"), cache
+
+def decoded_video(vae: VideoVAE, cache: VAECache, latents: Array) -> tuple[Array, VAECache]:
+  """Latents of a chunk, one at a time, -> video [B, 4 * frames, height, width, 3]."""
+  graphdef, state = nnx.split(vae)
+
+  def one(cache: VAECache, latent: Array) -> tuple[VAECache, Array]:
+    video, cache = nnx.merge(graphdef, state).decode_step(latent[:, None], cache)
+    return cache, video
+
+  cache, video = jax.lax.scan(one, cache, jnp.moveaxis(latents, 1, 0))
+  return rearrange(video, "f b t h w c -> b (f t) h w c"), cache
 
 
 def _evaluate(
