@@ -6,6 +6,7 @@ character's own speech through a narrow window, odd blocks the partner's through
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class TransformerConfig:
     remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
       name of a policy in jax.checkpoint_policies.
     dtype: of the computation; parameters are fp32.
+    attention: "dense", or "splash" on TPUs: a fused kernel for streams, forward only.
   """
 
   width: int = 192
@@ -53,6 +55,7 @@ class TransformerConfig:
   offsets: ReferenceOffsets = ReferenceOffsets()
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = "dense"
 
   @classmethod
   def lpm_17b(cls) -> "TransformerConfig":
@@ -76,14 +79,14 @@ Kept = tuple[Array, Array]  # keys before rotation and values [B, T, K, d] of a 
 class Stream:
   """What all blocks share: rotary angles, masks and the embedded text.
 
-  With a cache, its tokens come before those of the call, in angles and in the mask.
+  With caches, their tokens come before those of the call in the mask.
   """
 
-  angle: Array  # fp32 [B or 1, S, d / 2], of the tokens of this call
+  turn: rotary.Turn  # of the tokens of this call
   mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
   text: Array  # [B, L, D]
   frames: int  # latent frames of video, the rest of a sequence are references
-  past_angle: Array | None = None  # fp32 [B, T - S, d / 2], of cached tokens
+  past_turns: Sequence[rotary.Turn] = ()  # of cached tokens, a cache each
   audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
 
 
@@ -92,24 +95,24 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     dense = functools.partial(_dense, config, rngs)
-    self.heads = config.heads
+    self.heads, self.attention = config.heads, config.attention
     self.query, self.key, self.value = dense(), dense(), dense()
     self.out = dense(axes=("heads", "embed"))
     self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
 
-  def __call__(self, x: Array, stream: Stream, past: Kept | None = None) -> tuple[Array, Kept]:
-    """x [B, S, D], keys and values of cached tokens -> [B, S, D], keys and values of x.
+  def __call__(self, x: Array, stream: Stream, past: Sequence[Kept] = ()) -> tuple[Array, Kept]:
+    """x [B, S, D], keys and values of each cache -> [B, S, D], keys and values of x.
 
     Keys are turned when they are used: a cached one stands wherever the stream says now.
     """
-    query = rotary.rotate(_heads(self.query_norm(self.query(x)), self.heads), stream.angle)
+    query = rotary.rotate(_heads(self.query_norm(self.query(x)), self.heads), stream.turn)
     key = _heads(self.key_norm(self.key(x)), self.heads)
     value = _heads(self.value(x), self.heads)
-    keys, values = rotary.rotate(key, stream.angle), value
-    if past is not None:
-      keys = jnp.concatenate([rotary.rotate(past[0], stream.past_angle), keys], axis=1)
-      values = jnp.concatenate([past[1], values], axis=1)
-    return self.out(_join(attend(query, keys, values, mask=stream.mask))), (key, value)
+    turned = zip((*past, (key, value)), (*stream.past_turns, stream.turn), strict=True)
+    keys, values = zip(*((rotary.rotate(k, turn), v) for (k, v), turn in turned), strict=True)
+    keys, values = (jnp.concatenate(x, axis=1) for x in (keys, values))
+    seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
+    return self.out(_join(seen)), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -163,8 +166,8 @@ class TextAudioAttention(nnx.Module):
       mask = mask & jnp.repeat(audible, per_frame, axis=1)
     mask = jnp.repeat(mask, tokens, axis=0)
     heard = attend(
-      rotary.rotate(query, rotary.angles(query_time, head)[None]),
-      rotary.rotate(audio_key, rotary.angles(key_time, head)[None]),
+      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None])),
+      rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
       mask=mask[None, None],
     )
@@ -196,11 +199,11 @@ class Block(nnx.Module):
     modulation: Array,
     audio: Array,
     stream: Stream,
-    past: Kept | None = None,
+    past: Sequence[Kept] = (),
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Returns x and its keys and values; `past` are those of cached tokens.
+    Returns x and its keys and values; `past` are those of the caches.
     """
     grids = x_bgnd.shape[1]
     table = modulation + self.modulation[...]

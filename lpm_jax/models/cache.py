@@ -1,7 +1,5 @@
 """Keys and values that tokens leave behind for later calls of the transformer."""
 
-import jax
-import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -27,9 +25,3 @@ class KVCache:
   def axes(cls) -> "KVCache":
     """Logical names of the axes, in place of the arrays."""
     return cls(KV_AXES, KV_AXES, ("batch", None), ("batch", None))
-
-  def joined(self, other: "KVCache") -> "KVCache":
-    """The grids of both, its own first."""
-    axes = KVCache(key=3, value=3, time=1, seen=1)
-    join = lambda a, b, axis: jnp.concatenate([a, b], axis)  # noqa: E731
-    return jax.tree.map(join, self, other, axes)

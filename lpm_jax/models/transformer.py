@@ -7,6 +7,7 @@ the video, at timestep 0.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +85,20 @@ class VideoTransformer(nnx.Module):
     return self._run(picture, timestep, conditions, time, visible)[1]
 
   def extend(
-    self, latents: Array, timestep: Array, conditions: Conditions, cache: KVCache, start: Array
+    self,
+    latents: Array,
+    timestep: Array,
+    conditions: Conditions,
+    caches: Sequence[KVCache],
+    start: Array,
   ) -> tuple[Array, KVCache]:
-    """The next chunk of a stream, which sees itself and what is in a cache.
+    """The next chunk of a stream, which sees itself and what is in its caches.
 
     Args:
       latents, timestep: see __call__; the F frames are one chunk.
       conditions: with audio of frames before the chunk, then its own: speak and listen are
         [B, past + F, A, D_audio]; no references ([B, 0, ...]), for the cache has them.
-      cache: what came before.
+      caches: what came before.
       start: int32 [], temporal index of the first frame. The stream is as old: frames of audio
         before time 0 are not heard.
 
@@ -101,10 +107,11 @@ class VideoTransformer(nnx.Module):
     """
     frames, past = latents.shape[1], conditions.speak.shape[1] - latents.shape[1]
     time = jnp.broadcast_to(start + jnp.arange(frames), latents.shape[:2])
-    visible = jnp.concatenate([cache.seen, jnp.ones(latents.shape[:2], bool)], axis=1)[:, None]
+    own = jnp.ones(latents.shape[:2], bool)
+    visible = jnp.concatenate([*(cache.seen for cache in caches), own], axis=1)[:, None]
     audible = jnp.arange(past + frames)[None] - past + start >= 0
     audible = jnp.broadcast_to(audible, (frames, past + frames))
-    return self._run(latents, timestep, conditions, time, visible, audible, cache)
+    return self._run(latents, timestep, conditions, time, visible, audible, caches)
 
   def _run(
     self,
@@ -114,7 +121,7 @@ class VideoTransformer(nnx.Module):
     time: Array,
     visible: Array,
     audible: Array | None = None,
-    cache: KVCache | None = None,
+    caches: Sequence[KVCache] = (),
     keep: bool = True,
   ) -> tuple[Array, KVCache | None]:
     """Velocity and, with `keep`, keys and values; `visible` bool [B, G or 1, cached + G]."""
@@ -127,14 +134,15 @@ class VideoTransformer(nnx.Module):
     x_bgnd = self.patch_in(_patchify(grids, self.config.patch))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      angle=self._angles(place, grids),
+      turn=self._turn(place, grids),
       mask=_token_mask(visible, x_bgnd.shape[2]),
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       frames=frames,
-      past_angle=None if cache is None else self._angles(cache.time, grids),
+      past_turns=[self._turn(cache.time, grids) for cache in caches],
       audible=audible,
     )
-    x_bgnd, kept = self._run_blocks(x_bgnd, modulation, conditions, stream, cache, keep)
+    past = [(cache.key, cache.value) for cache in caches]
+    x_bgnd, kept = self._run_blocks(x_bgnd, modulation, conditions, stream, past, keep)
     x_bfnd, embedding = x_bgnd[:, :frames], embedding[:, :frames]
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
@@ -150,9 +158,10 @@ class VideoTransformer(nnx.Module):
       return velocity, None
     return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
 
-  def _angles(self, time: Array, grids: Array) -> Array:
+  def _turn(self, time: Array, grids: Array) -> rotary.Turn:
     rows, columns = (n // p for n, p in zip(grids.shape[2:4], self.config.patch, strict=True))
-    return rotary.grid_angles(time, rows, columns, self.config.width // self.config.heads)
+    head = self.config.width // self.config.heads
+    return rotary.turn(rotary.grid_angles(time, rows, columns, head))
 
   def _run_blocks(
     self,
@@ -160,7 +169,7 @@ class VideoTransformer(nnx.Module):
     modulation: Array,
     conditions: Conditions,
     stream: Stream,
-    cache: KVCache | None,
+    past: Sequence[tuple[Array, Array]],
     keep: bool,
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, G, N, K, d]."""
@@ -171,7 +180,7 @@ class VideoTransformer(nnx.Module):
       state, past = of_pair
       pair, kept = nnx.merge(graphdef, state), []
       for i, name in enumerate(("speak", "listen")):
-        known = past and tuple(rearrange(x[i], "b g n k d -> b (g n) k d") for x in past)
+        known = jax.tree.map(lambda x, i=i: rearrange(x[i], "b g n k d -> b (g n) k d"), past)
         audio = getattr(conditions, name)
         x_bgnd, new = getattr(pair, name)(x_bgnd, modulation, audio, stream, known)
         kept.append(new)
@@ -185,7 +194,6 @@ class VideoTransformer(nnx.Module):
     if self.config.remat != "none":
       policy = getattr(jax.checkpoint_policies, self.config.remat)
       run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
-    past = None if cache is None else (cache.key, cache.value)
     return jax.lax.scan(run_pair, x_bgnd, (stacked, past))
 
 

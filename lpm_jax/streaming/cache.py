@@ -48,14 +48,17 @@ class StreamCache:
     held = jnp.minimum(self.chunks, self.causal.sink + self.causal.window)
     return 1 + held * self.causal.frames
 
-  def view(self) -> KVCache:
-    """Everything the next chunk sees, each grid at the place of its slot."""
+  def view(self) -> tuple[KVCache, KVCache]:
+    """What the next chunk sees: pinned, and chunks, each grid at the place of its slot.
+
+    They stay apart, for joined they would be a copy of the whole cache.
+    """
     batch = self.pinned.seen.shape[0]
     rank = jnp.repeat(self._ranks(), self.causal.frames)
     within = jnp.tile(jnp.arange(self.causal.frames), self.causal.sink + self.causal.window)
     time = jnp.broadcast_to(1 + rank * self.causal.frames + within, (batch, len(rank)))
-    chunks = KVCache(self.key, self.value, time, jnp.broadcast_to(rank >= 0, time.shape))
-    return self.pinned.joined(chunks)
+    seen = jnp.broadcast_to(rank >= 0, time.shape)
+    return self.pinned, KVCache(self.key, self.value, time, seen)
 
   def pushed(self, kept: KVCache) -> "StreamCache":
     """The cache with one more chunk, in place of the oldest one of the window when it is full."""

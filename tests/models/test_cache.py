@@ -49,13 +49,11 @@ def test_cached_chunks_equal_the_masked_whole(model):
   past: list[KVCache] = []
   for c in range(CHUNKS):
     start, stop = 1 + c * CAUSAL.frames, 1 + (c + 1) * CAUSAL.frames
-    cache = pinned
-    for earlier, kept in enumerate(past):
-      if earlier < CAUSAL.sink or earlier >= c - CAUSAL.window:
-        cache = cache.joined(kept)
+    seen = [kept for n, kept in enumerate(past) if n < CAUSAL.sink or n >= c - CAUSAL.window]
+    caches = [pinned, *seen]
     given = of_frames(conditions, start, stop, PAST).without_references()
     chunk = slice(start, stop)
-    found, kept = extend(latents[:, chunk], timestep[:, chunk], given, cache, jnp.int32(start))
+    found, kept = extend(latents[:, chunk], timestep[:, chunk], given, caches, jnp.int32(start))
     past.append(kept)
     np.testing.assert_allclose(found, whole[:, chunk], atol=2e-5, err_msg=f"chunk {c}")
 
@@ -82,9 +80,9 @@ def test_only_the_distance_of_a_cached_key_counts(model):
   given = of_frames(conditions, 1, 3, PAST).without_references()
   extend = jax.jit(model.extend)
   arguments = latents[:, 1:3], timestep[:, 1:3], given
-  here = extend(*arguments, cache, jnp.int32(PAST + 1))[0]
-  moved = extend(*arguments, cache.replace(time=cache.time + 40), jnp.int32(PAST + 41))[0]
-  stretched = extend(*arguments, cache, jnp.int32(PAST + 41))[0]
+  here = extend(*arguments, [cache], jnp.int32(PAST + 1))[0]
+  moved = extend(*arguments, [cache.replace(time=cache.time + 40)], jnp.int32(PAST + 41))[0]
+  stretched = extend(*arguments, [cache], jnp.int32(PAST + 41))[0]
   np.testing.assert_allclose(moved, here, atol=2e-5)
   assert np.abs(stretched - here).max() > 1e-3
 
@@ -94,11 +92,10 @@ def test_what_is_not_seen_is_not_there(model):
   cache = model.remember(latents[:, :1], of_frames(conditions, 0, 1))
   given = of_frames(conditions, 1, 3, PAST).without_references()
   other = jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else x, cache)
-  padded = cache.joined(other)
-  padded = padded.replace(seen=padded.seen.at[:, cache.seen.shape[1] :].set(False))
+  other = other.replace(seen=jnp.zeros_like(cache.seen))
   one, other = (
     model.extend(latents[:, 1:3], timestep[:, 1:3], given, c, jnp.int32(1))[0]
-    for c in (cache, padded)
+    for c in ([cache], [cache, other])
   )
   np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
 

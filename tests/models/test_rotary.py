@@ -13,7 +13,7 @@ def test_a_head_of_128_splits_as_in_wan():
 def test_rotation_multiplies_adjacent_pairs_as_complex_numbers():
   x = np.random.default_rng(0).normal(size=(2, 3, 2, 6)).astype(np.float32)
   position = np.array([0, 1, 500])
-  found = np.asarray(rotary.rotate(jnp.asarray(x), rotary.angles(position, 6)[None]))
+  found = np.asarray(rotary.rotate(jnp.asarray(x), rotary.turn(rotary.angles(position, 6)[None])))
   frequency = 10_000.0 ** (-np.arange(3) / 3)
   turn = np.exp(1j * position[:, None] * frequency)[None, :, None]
   expected = (x[..., ::2] + 1j * x[..., 1::2]) * turn
@@ -25,8 +25,8 @@ def test_products_depend_on_relative_position_only():
   query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
   def product(at_query: int, at_key: int) -> jax.Array:
-    turned = rotary.rotate(query, rotary.angles(jnp.array([[at_query]]), 8))
-    return (turned * rotary.rotate(key, rotary.angles(jnp.array([[at_key]]), 8))).sum()
+    turned = rotary.rotate(query, rotary.turn(rotary.angles(jnp.array([[at_query]]), 8)))
+    return (turned * rotary.rotate(key, rotary.turn(rotary.angles(jnp.array([[at_key]]), 8)))).sum()
 
   np.testing.assert_allclose(product(3, 5), product(1003, 1005), atol=1e-3)
   assert abs(product(3, 5) - product(3, 6)) > 1e-3
