@@ -18,6 +18,7 @@ from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
+from lpm_jax.models.spread import gather_into, scatter_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +101,22 @@ class SelfAttention(nnx.Module):
     self.out = dense(axes=("heads", "embed"))
     self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
 
-  def __call__(self, x: Array, stream: Stream, past: Sequence[Kept] = ()) -> tuple[Array, Kept]:
-    """x [B, S, D], keys and values of each cache -> [B, S, D], keys and values of x.
+  def __call__(
+    self, x_bgnd: Array, stream: Stream, past: Sequence[Kept] = ()
+  ) -> tuple[Array, Kept]:
+    """x [B, G, N, D], keys and values of each cache -> [B, G, N, D], keys and values of x.
 
     Keys are turned when they are used: a cached one stands wherever the stream says now.
     """
-    query = rotary.rotate(_heads(self.query_norm(self.query(x)), self.heads), stream.turn)
-    key = _heads(self.key_norm(self.key(x)), self.heads)
-    value = _heads(self.value(x), self.heads)
+    query, key, value = gather_into(x_bgnd, (self.query, self.key, self.value))
+    query, key = self.query_norm(query), self.key_norm(key)
+    query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
+    query = rotary.rotate(query, stream.turn)
     turned = zip((*past, (key, value)), (*stream.past_turns, stream.turn), strict=True)
     keys, values = zip(*((rotary.rotate(k, turn), v) for (k, v), turn in turned), strict=True)
     keys, values = (jnp.concatenate(x, axis=1) for x in (keys, values))
     seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
-    return self.out(_join(seen)), (key, value)
+    return scatter_from([_join(seen, x_bgnd.shape[1])], [self.out]), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -151,8 +155,8 @@ class TextAudioAttention(nnx.Module):
     """
     frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
     past = audio.shape[1] - frames
-    query = self.query_norm(self.query(rearrange(x_bfnd, "b f n d -> b (f n) d")))
-    query = _heads(query, self.heads)
+    (query,) = gather_into(x_bfnd, (self.query,))
+    query = _heads(_sequence(self.query_norm(query)), self.heads)
     text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
     seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
 
@@ -171,8 +175,16 @@ class TextAudioAttention(nnx.Module):
       _heads(self.audio_value(audio), self.heads),
       mask=mask[None, None],
     )
-    out = self.text_out(_join(seen)) + self.audio_out(_join(heard))
-    return rearrange(out, "b (f n) d -> b f n d", f=frames)
+    both = [_join(seen, frames), _join(heard, frames)]
+    return scatter_from(both, (self.text_out, self.audio_out))
+
+
+class SpreadFeedForward(FeedForward):
+  """The feed-forward layer of tokens [B, G, N, D] that lie apart over a mesh."""
+
+  def __call__(self, x: Array) -> Array:
+    (inner,) = gather_into(x, [self.up])
+    return scatter_from([nnx.gelu(inner, approximate=True)], [self.down])
 
 
 class Block(nnx.Module):
@@ -189,7 +201,7 @@ class Block(nnx.Module):
     self.self_attention = SelfAttention(config, rngs=rngs)
     self.cross_norm = LayerNorm(config.width)
     self.cross_attention = TextAudioAttention(config, window, rngs=rngs)
-    self.feed_forward = FeedForward(
+    self.feed_forward = SpreadFeedForward(
       config.width, config.hidden, dtype=jnp.dtype(config.dtype), rngs=rngs
     )
 
@@ -205,14 +217,11 @@ class Block(nnx.Module):
 
     Returns x and its keys and values; `past` are those of the caches.
     """
-    grids = x_bgnd.shape[1]
     table = modulation + self.modulation[...]
     shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
 
     normed = modulate(x_bgnd, shift1, scale1)
-    normed = rearrange(normed, "b g n d -> b (g n) d")
     attended, kept = self.self_attention(normed, stream, past)
-    attended = rearrange(attended, "b (g n) d -> b g n d", g=grids)
     x_bgnd = x_bgnd + (gate1 * attended).astype(x_bgnd.dtype)
 
     video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
@@ -244,12 +253,16 @@ def _dense(
   return Linear(width or config.width, config.width, axes=axes, dtype=dtype, rngs=rngs, **options)
 
 
+def _sequence(x_bgnd: Array) -> Array:
+  return rearrange(x_bgnd, "b g n d -> b (g n) d")
+
+
 def _heads(x: Array, heads: int) -> Array:
   return rearrange(x, "b s (k d) -> b s k d", k=heads)
 
 
-def _join(x: Array) -> Array:
-  return rearrange(x, "b s k d -> b s (k d)")
+def _join(x: Array, grids: int) -> Array:
+  return rearrange(x, "b (g n) k d -> b g n (k d)", g=grids)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

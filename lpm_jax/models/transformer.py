@@ -21,6 +21,7 @@ from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
 from lpm_jax.models.cache import KVCache
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
+from lpm_jax.models.spread import spread
 
 
 class VideoTransformer(nnx.Module):
@@ -131,7 +132,7 @@ class VideoTransformer(nnx.Module):
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
-    x_bgnd = self.patch_in(_patchify(grids, self.config.patch))
+    x_bgnd = spread(self.patch_in(_patchify(grids, self.config.patch)))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
       turn=self._turn(place, grids),

@@ -117,6 +117,9 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instr
     if not found:
       continue
     label, shape, opcode, rest = found.groups()
+    scatter = re.search(r"calls=%(all-reduce-scatter[^,\s]*)", rest)
+    if scatter:  # how the compiler for TPUs spells a reduce-scatter
+      opcode, rest = "reduce-scatter", rest + "".join(bodies[scatter[1]])
     if opcode == "while":
       condition, body = (re.search(rf"{key}=%([^,\s]+)", rest)[1] for key in ("condition", "body"))
       yield from _walk(bodies, body, times * _trips(bodies[condition], condition))
@@ -145,7 +148,7 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instr
 
 
 def _trips(condition: list[str], name: str) -> int:
-  constants = [int(c) for c in re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(condition))]
+  constants = [int(c) for c in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", "\n".join(condition))]
   if not constants:
     raise ValueError(f"program text: no trip count in {name}")
   return max(constants)

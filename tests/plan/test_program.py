@@ -38,6 +38,20 @@ def test_a_loop_counts_as_often_as_it_turns():
   assert program.costliest(found, 1) == [("fusion jit(run)/dot bf16[8,128]", 1400)]
 
 
+def test_a_sum_with_a_part_taken_is_a_reduce_scatter():
+  """As the compiler for TPUs spells it: a fusion."""
+  called = """%all-reduce-scatter.1 (x: f32[8,128]) -> f32[4,128] {
+  %sum = f32[8,128] all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+}
+
+%condition ("""
+  fusion = """  %part = f32[4,128]{1,0} fusion(%all), kind=kCustom, calls=%all-reduce-scatter.1
+  %splash ="""
+  scattered = TEXT.replace("%condition (", called, 1).replace("  %splash =", fusion)
+  moved = program.traffic(program.instructions(scattered))
+  assert moved[1:] == [program.Traffic("reduce-scatter", 2, 20, 20 * 4 * 128 * 4)]
+
+
 def test_a_text_that_cannot_be_read_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     program.instructions("HloModule empty")

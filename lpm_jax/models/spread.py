@@ -1,0 +1,79 @@
+"""Linear maps of tokens that lie apart over the tensor axis of the mesh in force.
+
+Between layers each device of a tensor group has its own part of every grid's tokens, so that norms,
+modulation and residuals are done once. A layer's first map gathers them and leaves its outputs
+apart by columns; its last one sums over the group and scatters (sequence parallelism, arXiv
+2205.05198). Without a mesh in force (`jax.set_mesh`), or where tokens do not divide, these are
+plain linear maps.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from lpm_jax.models.layers import Linear
+
+AXIS = "tensor"
+_TOKENS = PartitionSpec(None, None, AXIS)
+_COLUMNS = PartitionSpec(None, None, None, AXIS)
+
+
+def spread(x: Array) -> Array:
+  """Tokens [B, G, N, D], N over the tensor group."""
+  return jax.lax.with_sharding_constraint(x, _TOKENS) if _apart(x) else x
+
+
+def gather_into(x: Array, maps: Sequence[Linear]) -> list[Array]:
+  """What each map makes of tokens [B, G, N, D]: [B, G, N, columns], columns over the group."""
+  if not _apart(x):
+    return [linear(x) for linear in maps]
+  kernels = [linear.kernel[...].astype(linear.dtype) for linear in maps]
+
+  @functools.partial(
+    jax.shard_map,
+    in_specs=(_TOKENS, PartitionSpec(None, AXIS)),
+    out_specs=_COLUMNS,
+    axis_names={AXIS},
+  )
+  def products(x: Array, kernels: list[Array]) -> list[Array]:
+    parts = jax.lax.all_gather(x, AXIS)  # devices first: in place, the small results are moved
+    return [rearrange(parts @ k, "t b g n d -> b g (t n) d") for k in kernels]
+
+  made = products(x.astype(maps[0].dtype), kernels)
+  return [_biased(y, linear) for y, linear in zip(made, maps, strict=True)]
+
+
+def scatter_from(xs: Sequence[Array], maps: Sequence[Linear]) -> Array:
+  """The sum of maps, each of its own [B, G, N, columns]: tokens [B, G, N, D], N over the group."""
+  if not _apart(xs[0]):
+    return functools.reduce(jnp.add, [linear(x) for x, linear in zip(xs, maps, strict=True)])
+  kernels = [linear.kernel[...].astype(linear.dtype) for linear in maps]
+
+  @functools.partial(
+    jax.shard_map,
+    in_specs=(_COLUMNS, PartitionSpec(AXIS)),
+    out_specs=_TOKENS,
+    axis_names={AXIS},
+  )
+  def total(xs: list[Array], kernels: list[Array]) -> Array:
+    devices = jax.lax.axis_size(AXIS)
+    xs = [rearrange(x, "b g (t n) d -> t b g n d", t=devices) for x in xs]
+    summed = functools.reduce(jnp.add, [x @ k for x, k in zip(xs, kernels, strict=True)])
+    return jax.lax.psum_scatter(summed, AXIS)
+
+  made = total([x.astype(m.dtype) for x, m in zip(xs, maps, strict=True)], kernels)
+  return functools.reduce(_biased, maps, made)
+
+
+def _apart(x: Array) -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.shape[AXIS] > 1 and x.shape[2] % mesh.shape[AXIS] == 0
+
+
+def _biased(y: Array, linear: Linear) -> Array:
+  return y if linear.bias is None else y + linear.bias[...].astype(linear.dtype)
