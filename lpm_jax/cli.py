@@ -48,6 +48,13 @@ def stream(config, workdir: str):
   stream.stream_to_file(config, workdir)
 
 
+def plan(config, workdir: str):
+  """Compile a stream for a TPU topology that is not there: memory, predicted time, layouts."""
+  from lpm_jax.plan import stream
+
+  stream.plan(config, workdir)
+
+
 def evaluate(config, workdir: str):
   """Measure a model beside the render, the VAE and a still picture; JSON and HTML report."""
   from lpm_jax.evaluation import run
@@ -82,6 +89,7 @@ VERBS: dict[str, Callable] = {
   "train": train,
   "generate": generate,
   "stream": stream,
+  "plan": plan,
   "evaluate": evaluate,
   "weights import": weights_import,
   "weights export": weights_export,

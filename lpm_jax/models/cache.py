@@ -3,7 +3,7 @@
 from flax import struct
 from jax import Array
 
-KV_AXES = ("layers", None, "batch", "frames", "tokens", "heads", None)
+KV_AXES = ("layers", None, "batch", "heads", "frames", "tokens", None)
 
 
 @struct.dataclass
@@ -11,7 +11,8 @@ class KVCache:
   """Tokens of G grids (latent frames and reference pictures) in all P pairs of blocks.
 
   Attributes:
-    key, value: [P, 2, B, G, N, K, d]; speak block first. Keys are stored before rotation.
+    key, value: [P, 2, B, K, G, N, d]; speak block first. Keys are stored before rotation,
+      heads first, as attention kernels read them: no compiler copies a cache to turn it.
     time: int32 [B, G], the temporal index at which each grid stands when it is looked at.
     seen: bool [B, G]; a grid that is not seen is not there.
   """

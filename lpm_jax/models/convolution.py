@@ -1,8 +1,9 @@
-"""Convolution of video as a sum of 2-D convolutions, with a weight gradient that is fast on CPU.
+"""Convolution of video, on CPU as a sum of 2-D convolutions with a weight gradient by products.
 
 XLA on CPU runs 3-D convolutions and the weight gradients of narrow 2-D ones at a fraction of its
 speed on matrix products (measured with 24 channels at 32x32, forward and backward: 1.5 to 2 times
-slower than below). Results are the same sums in another order.
+slower than below). Results are the same sums in another order. The compiler for TPUs estimates the
+3-D convolution at 0.57 of the sum's cycles (96 channels, 4 frames at 832x480).
 """
 
 import jax
@@ -20,6 +21,16 @@ def video_convolution(x: Array, kernel: Array) -> Array:
   Shapes: x [B, T + k - 1, H, W, C_in]; kernel [k, a, b, C_in, C_out], a and b odd; result
   [B, T, H, W, C_out].
   """
+  return lax.platform_dependent(x, kernel, cpu=_by_frames, default=_at_once)
+
+
+def _at_once(x: Array, kernel: Array) -> Array:
+  padding = [(0, 0), *((size // 2, size // 2) for size in kernel.shape[1:3])]
+  layout = ("NDHWC", "DHWIO", "NDHWC")
+  return lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=layout)
+
+
+def _by_frames(x: Array, kernel: Array) -> Array:
   taps, frames = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
   return sum(_convolve_frames(x[:, i : i + frames], kernel[i]) for i in range(taps))
 

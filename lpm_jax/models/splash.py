@@ -5,6 +5,7 @@ heads over tensor. Keys and values are whole along context.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from lpm_jax.parallel.sharding import BATCH_AXES
 
-BLOCK_QUERY, BLOCK_KEY, BLOCK_COMPUTE = 1024, 2048, 1024
+BLOCK_QUERY, BLOCK_KEY, BLOCK_COMPUTE = 2048, 3072, 1024
 
 
 def splash_attend(
@@ -40,15 +41,18 @@ def splash_attend(
   )(query, key, value, seen)
 
 
+def kernel_flops(queries: int, keys: int, heads: int, head: int) -> int:
+  """Floating-point operations of one call for one example, padding included."""
+  rows, columns = _blocks(queries, BLOCK_QUERY, 16), _key_blocks(keys)[1:]
+  return 4 * math.prod(rows) * math.prod(columns) * heads * head
+
+
 def _local(query: Array, key: Array, value: Array, seen: Array, *, interpret: bool) -> Array:
   length, heads = query.shape[1:3]
-  rows = _block(query.shape[1], BLOCK_QUERY, 128)
-  compute = _block(key.shape[1], BLOCK_COMPUTE, 128)
-  columns = _block(key.shape[1], BLOCK_KEY, compute)
-  query, key, value, seen = (
-    _padded(x, block)
-    for x, block in ((query, rows), (key, columns), (value, columns), (seen, columns))
-  )
+  rows, row_blocks = _blocks(length, BLOCK_QUERY, 16)
+  compute, columns, column_blocks = _key_blocks(key.shape[1])
+  query = _padded(query, rows * row_blocks)
+  key, value, seen = (_padded(x, columns * column_blocks) for x in (key, value, seen))
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([splash.FullMask((query.shape[1], key.shape[1]))] * heads),
     block_sizes=splash.BlockSizes(rows, columns, compute),
@@ -60,9 +64,17 @@ def _local(query: Array, key: Array, value: Array, seen: Array, *, interpret: bo
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
-def _block(length: int, largest: int, multiple: int) -> int:
-  return min(largest, -(-length // multiple) * multiple)
+def _blocks(length: int, largest: int, multiple: int) -> tuple[int, int]:
+  """Size and number of blocks, as even as multiples allow: 9,360 rows are 5 blocks of 1,872."""
+  count = -(-length // largest)
+  return -(-length // (count * multiple)) * multiple, count
 
 
-def _padded(x: Array, block: int) -> Array:
-  return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
+def _key_blocks(length: int) -> tuple[int, int, int]:
+  """Keys of one product, keys of a block, number of blocks."""
+  compute = _blocks(length, BLOCK_COMPUTE, 128)[0]
+  return compute, *_blocks(length, BLOCK_KEY, compute)
+
+
+def _padded(x: Array, length: int) -> Array:
+  return jnp.pad(x, ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2))

@@ -173,7 +173,7 @@ class VideoTransformer(nnx.Module):
     past: Sequence[tuple[Array, Array]],
     keep: bool,
   ) -> tuple[Array, tuple[Array, Array] | None]:
-    """x after all blocks and, with `keep`, their keys and values [P, 2, B, G, N, K, d]."""
+    """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
     grids = x_bgnd.shape[1]
 
@@ -181,14 +181,14 @@ class VideoTransformer(nnx.Module):
       state, past = of_pair
       pair, kept = nnx.merge(graphdef, state), []
       for i, name in enumerate(("speak", "listen")):
-        known = jax.tree.map(lambda x, i=i: rearrange(x[i], "b g n k d -> b (g n) k d"), past)
+        known = jax.tree.map(lambda x, i=i: rearrange(x[i], "b k g n d -> b (g n) k d"), past)
         audio = getattr(conditions, name)
         x_bgnd, new = getattr(pair, name)(x_bgnd, modulation, audio, stream, known)
         kept.append(new)
       if not keep:
         return x_bgnd, None
       return x_bgnd, tuple(
-        rearrange(jnp.stack(x), "i b (g n) k d -> i b g n k d", g=grids)
+        rearrange(jnp.stack(x), "i b (g n) k d -> i b k g n d", g=grids)
         for x in zip(*kept, strict=True)
       )
 

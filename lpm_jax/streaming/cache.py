@@ -21,7 +21,7 @@ class StreamCache:
 
   Attributes:
     pinned: main picture and references, R + 1 grids.
-    key, value: of the chunks, [P, 2, B, (sink + window) * frames, N, K, d].
+    key, value: of the chunks, [P, 2, B, K, (sink + window) * frames, N, d].
     chunks: int32 [], how many chunks the stream has had.
     causal: chunk length, sink and window.
   """
@@ -36,7 +36,7 @@ class StreamCache:
   def empty(cls, pinned: KVCache, causal: ChunkCausal) -> "StreamCache":
     """The cache of a stream that begins, with what `VideoTransformer.remember` left."""
     grids = (causal.sink + causal.window) * causal.frames
-    zeros = lambda x: jnp.zeros((*x.shape[:3], grids, *x.shape[4:]), x.dtype)  # noqa: E731
+    zeros = lambda x: jnp.zeros((*x.shape[:4], grids, *x.shape[5:]), x.dtype)  # noqa: E731
     return cls(pinned, zeros(pinned.key), zeros(pinned.value), jnp.int32(0), causal)
 
   def axes(self) -> "StreamCache":
@@ -63,7 +63,7 @@ class StreamCache:
   def pushed(self, kept: KVCache) -> "StreamCache":
     """The cache with one more chunk, in place of the oldest one of the window when it is full."""
     grid = self._slot() * self.causal.frames
-    write = lambda into, new: jax.lax.dynamic_update_slice_in_dim(into, new, grid, 3)  # noqa: E731
+    write = lambda into, new: jax.lax.dynamic_update_slice_in_dim(into, new, grid, 4)  # noqa: E731
     return self.replace(
       key=write(self.key, kept.key), value=write(self.value, kept.value), chunks=self.chunks + 1
     )

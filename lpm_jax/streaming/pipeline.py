@@ -61,29 +61,32 @@ class Pipeline:
     first, second, third = self._places
     conditions = conditions.without_references()
     noise, again = state.keys()
-    coarse, backbone = _coarse(
-      self._graphs[0],
-      first,
-      self.settings,
-      state.shape,
-      self._states[0],
-      state.backbone,
-      first.put_whole(conditions),
-      noise,
-    )
-    refined, refiner = _refined(
-      self._graphs[1],
-      second,
-      self.settings,
-      self._states[1],
-      state.refiner,
-      second.put_whole(conditions),
-      second.put_whole(again),
-      second.put_whole(coarse),
-    )
-    video, decoder = _decode(
-      self._graphs[2], third, self._states[2], state.decoder, third.put_whole(refined)
-    )
+    with jax.set_mesh(first.mesh):
+      coarse, backbone = _coarse(
+        self._graphs[0],
+        first,
+        self.settings,
+        state.shape,
+        self._states[0],
+        state.backbone,
+        first.put_whole(conditions),
+        noise,
+      )
+    with jax.set_mesh(second.mesh):
+      refined, refiner = _refined(
+        self._graphs[1],
+        second,
+        self.settings,
+        self._states[1],
+        state.refiner,
+        second.put_whole(conditions),
+        second.put_whole(again),
+        second.put_whole(coarse),
+      )
+    with jax.set_mesh(third.mesh):
+      video, decoder = _decode(
+        self._graphs[2], third, self._states[2], state.decoder, third.put_whole(refined)
+      )
     return state.replace(backbone=backbone, refiner=refiner, decoder=decoder), refined, video
 
 

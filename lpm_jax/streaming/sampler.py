@@ -31,21 +31,29 @@ class StreamSettings:
     causal: chunk length, sink and window.
     backbone: timesteps of the backbone's evaluations, falling from 1: {T0, T1}.
     refiner: timestep to which its result is noised again: T2.
-    history: timestep of the history that the backbone sees.
+    history: timestep of the history that the backbone sees, made by one more evaluation; None: it
+      sees what the last evaluation of each chunk left, at the level of that one, at no cost.
   """
 
   causal: ChunkCausal = ChunkCausal()
   backbone: tuple[float, ...] = (1.0, 0.757)
   refiner: float = 0.522
-  history: float = 0.1
+  history: float | None = 0.1
 
   def __post_init__(self):
     falling = list(self.backbone) == sorted(set(self.backbone), reverse=True)
     if not self.backbone or self.backbone[0] != 1.0 or not falling or self.backbone[-1] <= 0:
       raise ValueError(f"backbone: found {self.backbone}, expected timesteps falling from 1.0")
     for name in ("refiner", "history"):
-      if not 0.0 <= getattr(self, name) < 1.0:
-        raise ValueError(f"{name}: found {getattr(self, name)}, expected a timestep in [0, 1)")
+      level = getattr(self, name)
+      if level is None and name == "history":
+        continue
+      if level is None or not 0.0 <= level < 1.0:
+        raise ValueError(f"{name}: found {level}, expected a timestep in [0, 1)")
+
+  def evaluations(self) -> tuple[int, int]:
+    """Forward passes of backbone and refiner for a chunk, those that fill the caches included."""
+    return len(self.backbone) + (self.history is not None), 2
 
 
 @struct.dataclass
@@ -175,8 +183,9 @@ def coarse_latents(
   noises = jax.random.normal(key, (len(levels) + 1, *shape))
   clean = jnp.zeros(shape)
   for level, noise in zip(levels, noises, strict=False):
-    clean, _ = _evaluate(backbone, cache, clean, noise, level, conditions)
-  _, kept = _evaluate(backbone, cache, clean, noises[-1], settings.history, conditions)
+    clean, kept = _evaluate(backbone, cache, clean, noise, level, conditions)
+  if settings.history is not None:
+    _, kept = _evaluate(backbone, cache, clean, noises[-1], settings.history, conditions)
   return clean, cache.pushed(kept)
 
 

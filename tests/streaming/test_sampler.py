@@ -11,7 +11,8 @@ from flax import nnx
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.vae import VAEConfig, VideoVAE
-from lpm_jax.streaming.sampler import OnlineLPM, StreamSettings, audio_chunks
+from lpm_jax.streaming.cache import StreamCache
+from lpm_jax.streaming.sampler import OnlineLPM, StreamSettings, audio_chunks, coarse_latents
 from tests.models.test_transformer import make_model, randomise
 
 CAUSAL = ChunkCausal(frames=2, sink=1, window=2)
@@ -113,7 +114,23 @@ def test_a_stream_compiles_once_and_keeps_its_size(online, step):
   assert np.isfinite(latents).all()
 
 
+def test_without_a_level_the_history_is_what_the_last_evaluation_left(online):
+  picture, first, chunks = make_conditions()
+  settings = StreamSettings(CAUSAL, backbone=(1.0,), history=None)
+  assert settings.evaluations() == (1, 2) and StreamSettings().evaluations() == (3, 2)
+  backbone, of_chunk = online.backbone, chunk(chunks, 0).without_references()
+  cache = StreamCache.empty(backbone.remember(picture, first), CAUSAL)
+  shape, key = (BATCH, CAUSAL.frames, *picture.shape[2:]), jax.random.key(1)
+  clean, after = coarse_latents(backbone, cache, settings, of_chunk, key, shape)
+  noise = jax.random.normal(key, (2, *shape))[0]
+  last = jnp.ones(shape[:2]), of_chunk, cache.view(), cache.start()
+  velocity, kept = backbone.extend(noise, *last)
+  np.testing.assert_allclose(clean, noise - velocity, atol=1e-5)
+  written = after.key[:, :, :, :, : CAUSAL.frames]
+  np.testing.assert_allclose(written, kept.key, atol=1e-5)
+
+
 def test_settings_are_checked():
-  for wrong in (dict(backbone=(0.7, 1.0)), dict(backbone=()), dict(refiner=1.0)):
+  for wrong in (dict(backbone=(0.7, 1.0)), dict(backbone=()), dict(refiner=1.0), dict(history=1)):
     with pytest.raises(ValueError, match=next(iter(wrong))):
       StreamSettings(CAUSAL, **wrong)

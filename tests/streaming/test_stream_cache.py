@@ -14,7 +14,7 @@ REFERENCES = 2
 
 def numbered(chunk: int, frames: int) -> KVCache:
   """A chunk whose keys are its number."""
-  key = jnp.full((1, 2, 1, frames, 1, 1, 2), float(chunk))
+  key = jnp.full((1, 2, 1, 1, frames, 1, 2), float(chunk))
   return KVCache(key, -key, jnp.zeros((1, frames), jnp.int32), jnp.ones((1, frames), bool))
 
 
@@ -27,8 +27,8 @@ def test_a_chunk_sees_sink_and_window_in_order_at_fixed_places(frames, sink, win
   shapes = [x.shape for x in jax.tree.leaves(cache)]
   for n in range(40):
     always, view = cache.view()
-    assert always.key.shape[3] == REFERENCES and (always.key == -7).all()
-    numbers = np.asarray(view.key[0, 0, 0, :, 0, 0, 0]).astype(int)
+    assert always.key.shape[4] == REFERENCES and (always.key == -7).all()
+    numbers = np.asarray(view.key[0, 0, 0, 0, :, 0, 0]).astype(int)
     time, seen = np.asarray(view.time[0]), np.asarray(view.seen[0])
     order = np.argsort(time[seen], kind="stable")
     expected = [c for c in range(n) if c < sink or c >= n - window]

@@ -1,0 +1,64 @@
+"""TPU chips as the planner sees them: peaks are published, efficiencies are assumptions."""
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One JAX device: a chip, or half of one on tpu7x.
+
+  Attributes:
+    flops: peak of bf16 products, per second.
+    hbm: bytes of memory that the compiler lets a program have.
+    ring: bytes a second that a device sends around a ring of one torus axis, both ways together
+      (maxtext's custom_model.md: peak / arithmetic intensity of one axis).
+    kernel_share: of the peak that attention kernels reach at 128 channels a head. An assumption:
+      v5p as for Wan2.1's training step; on v6e and tpu7x products of 256 x 256 are half empty.
+    options: compiler options of the compiled programs.
+  """
+
+  flops: float
+  hbm: float
+  ring: float
+  kernel_share: float
+  options: tuple[tuple[str, str], ...] = ()
+
+
+# Collectives stay with the tensor cores: programs that leave them to the sparse cores have no text
+# (libtpu 0.0.52: RET_CHECK of async-update).
+_NO_OFFLOAD = tuple(
+  (f"xla_tpu_enable_sparse_core_collective_offload_{kind}", "false")
+  for kind in ("all_gather", "reduce_scatter", "all_reduce")
+)
+CLOCK = 1.75e9  # Hz of the compiler's estimated cycles
+CHIPS = {
+  "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6),
+  "v6e": Chip(918e12, 31.24 * 2**30, 180e9, 0.4),
+  "tpu7x": Chip(1153.5e12, 94.74 * 2**30, 180e9, 0.5, _NO_OFFLOAD),
+}
+
+
+def chip_of(topology: str) -> Chip:
+  """The chip of a topology such as "v6e:2x4"; ValueError names those that are known."""
+  name = topology.split(":")[0]
+  if name not in CHIPS or ":" not in topology:
+    known = ", ".join(f"{chip}:AxB" for chip in CHIPS)
+    raise ValueError(f"topology: found {topology!r}, expected one of {known}")
+  return CHIPS[name]
+
+
+def devices_of(topology: str) -> list:
+  """Devices of an absent topology, for the compiler; ValueError without libtpu or such a place."""
+  chip_of(topology)
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  from jax.experimental import topologies
+
+  try:
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  except Exception as error:
+    raise ValueError(
+      f"topology {topology}: the TPU compiler cannot be had ({error}); pip install libtpu"
+    ) from error

@@ -1,0 +1,109 @@
+"""`lpm plan`: what the chunk step of a stream asks of a TPU topology, without a TPU."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lpm_jax import media
+from lpm_jax.evaluation import page
+from lpm_jax.plan import chips, predict
+from lpm_jax.plan.stages import STAGES, DoesNotFit, StagePlan, plan_stage
+
+GIB = 2**30
+Stage = tuple[str, int]  # name and number of devices
+
+
+def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
+  """Compiles the stages, searches layouts, writes plan.json and plan.html and prints a table.
+
+  Args:
+    config: see configs/lpm_17b/plan_stream.py.
+    workdir: folder that is written.
+
+  Returns:
+    What plan.json holds.
+
+  Raises:
+    ValueError: a topology that is not known, or the compiler (libtpu) is not there.
+  """
+  folder = pathlib.Path(workdir)
+  media.check_writable(folder / "plan.json")
+  chip, devices = chips.chip_of(config.topology), chips.devices_of(config.topology)
+  chip = dataclasses.replace(chip, **config.assumed)
+  plans, refused = _compile(config, devices, config.topology)
+  times = {key: predict.stage_time(of, chip, config.hidden) for key, of in plans.items()}
+  seconds = config.stream.causal.frames * 4 / config.frames_per_second
+  found = predict.layouts(plans, times, len(devices), chip)
+  report = {
+    "topology": config.topology,
+    "devices": len(devices),
+    "hbm_gib": chip.hbm / GIB,
+    "seconds_per_chunk": seconds,
+    "picture": [config.height, config.width],
+    "assumed": dataclasses.asdict(chip) | {"hidden": config.hidden, "clock": chips.CLOCK},
+    "stages": [
+      {**dataclasses.asdict(of), "milliseconds": dataclasses.asdict(times[key])}
+      for key, of in plans.items()
+    ],
+    "do_not_fit": [
+      {"stage": stage, "devices": count, "reason": reason}
+      for (stage, count), reason in refused.items()
+    ],
+    "layouts": [
+      {
+        "layout": layout.name(),
+        "fits": layout.fits,
+        "hbm_gib": layout.hbm / GIB,
+        "hbm_spare": 1 - layout.hbm / chip.hbm,
+        "chunk_ms": layout.latency,
+        "frames_per_second": 1e3 * seconds * config.frames_per_second / layout.period,
+        "binds": layout.binds,
+      }
+      for layout in found
+    ],
+  }
+  page.write_whole(folder / "plan.json", json.dumps(report, indent=2))
+  page.write_page(folder / "plan.html", "plan.html", title=f"Stream on {config.topology}", **report)
+  _print(report)
+  return report
+
+
+def _compile(
+  config: ConfigDict, devices: list, topology: str
+) -> tuple[dict[Stage, StagePlan], dict[Stage, str]]:
+  """What fits, and why the rest does not."""
+  sizes = [count for count in config.devices_per_stage if count <= len(devices)]
+  if not sizes:
+    raise ValueError(
+      f"devices_per_stage: found {tuple(config.devices_per_stage)}, expected one within "
+      f"the {len(devices)} devices of {topology}"
+    )
+  wanted = [(stage, count) for stage in STAGES for count in sizes]
+  plans, refused = {}, {}
+  for stage, count in tqdm(wanted, desc=f"compile for {topology}", unit="stage"):
+    try:
+      plans[stage, count] = plan_stage(config, stage, devices[:count])
+    except DoesNotFit as error:
+      refused[stage, count] = str(error)
+  return plans, refused
+
+
+def _print(report: dict):
+  print(f"{report['topology']}: {report['devices']} devices of {report['hbm_gib']:.1f} GiB")
+  print("\nPredicted, not measured. Milliseconds of a chunk, by stage and devices:")
+  print(f"{'stage':<10}{'devices':>8}{'compute':>9}{'kernels':>9}{'exposed':>9}{'GiB':>7}")
+  for of in report["stages"]:
+    time = of["milliseconds"]
+    hbm = (of["arguments"] + of["temporaries"]) / GIB
+    parts = "".join(f"{time[part]:9.0f}" for part in ("compute", "kernels", "exposed"))
+    print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")
+  for of in report["do_not_fit"]:
+    print(f"{of['stage']:<10}{of['devices']:>8}  does not fit: {of['reason']}")
+  print(f"\n{'layout':<42}{'GiB':>6}{'fits':>6}{'chunk ms':>10}{'frames/s':>10}  binds")
+  for row in report["layouts"]:
+    numbers = f"{row['hbm_gib']:6.1f}{'yes' if row['fits'] else 'no':>6}{row['chunk_ms']:10.0f}"
+    print(f"{row['layout']:<42}{numbers}{row['frames_per_second']:10.1f}  {row['binds']}")
