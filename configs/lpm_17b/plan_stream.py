@@ -19,7 +19,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     raise ValueError(f"configs/lpm_17b/plan_stream.py: found :{arg}, expected :720p")
   c = ConfigDict()
   c.topology = "v6e:2x4"
-  c.devices_per_stage = (4, 8)  # tried for each stage
 
   # what is streamed
   c.height, c.width = (720, 1280) if arg else (480, 832)

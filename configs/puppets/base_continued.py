@@ -1,4 +1,4 @@
-"""The last 1,350 steps of the shipped Base: older weights learn the present latents (model card).
+"""1,350 steps on the way to the shipped Base: older weights learn the present latents (model card).
 
 lpm train --config=configs/puppets/base_continued.py --config.init=FOLDER --workdir=runs/continued
 """

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 def get_config(arg: str | None = None) -> ConfigDict:
   """Clips per split; `:demo` is the small set that `make demo` renders.
 
-  `:idle` has further idle scenes: texts with actions, which are a quarter of the whole set, need
-  more examples than anything else.
+  `:idle` and `:idle_more` have further idle scenes: texts with actions, which are a quarter of the
+  whole set, need more examples than anything else.
   """
-  if arg not in (None, "", "demo", "idle"):
-    raise ValueError(f"configs/puppets/data.py: found :{arg}, expected :demo or :idle")
+  if arg not in (None, "", "demo", "idle", "idle_more"):
+    raise ValueError(f"configs/puppets/data.py: found :{arg}, expected :demo, :idle or :idle_more")
   demo = arg == "demo"
   c = ConfigDict()
   c.seed = 0
@@ -22,8 +22,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.clips.train = 32 if demo else 1_200
   c.clips.validation = 4 if demo else 40
   c.kind = ""  # of scene, one for all; "": drawn
-  if arg == "idle":
-    c.seed = 1
-    c.clips = dict(train=800)
+  if arg in ("idle", "idle_more"):
+    c.seed = 1 if arg == "idle" else 2
+    c.clips = dict(train=800 if arg == "idle" else 1_600)
     c.kind = "idle"
   return c

@@ -66,9 +66,9 @@ def plan_stage(config: ConfigDict, stage: str, devices: list) -> StagePlan:
   try:
     compiled = lowered.compile(compiler_options=dict(chip_of(config.topology).options))
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if "HbmOom" not in str(error):
       raise
-    raise DoesNotFit(str(error).splitlines()[0].partition("Ran out")[2].strip()) from error
+    raise DoesNotFit(str(error).splitlines()[0]) from error
   memory, found = compiled.memory_analysis(), program.instructions(compiled.as_text())
   return StagePlan(
     stage=stage,

@@ -32,15 +32,15 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   """
   folder = pathlib.Path(workdir)
   media.check_writable(folder / "plan.json")
-  chip, devices = chips.chip_of(config.topology), chips.devices_of(config.topology)
+  chip, devices = chips.chip_of(config.topology), len(chips.devices_of(config.topology))
   chip = dataclasses.replace(chip, **config.assumed)
-  plans, refused = _compile(config, devices, config.topology)
+  plans, refused = _compile(config, chip, devices)
   times = {key: predict.stage_time(of, chip, config.hidden) for key, of in plans.items()}
   seconds = config.stream.causal.frames * 4 / config.frames_per_second
-  found = predict.layouts(plans, times, len(devices), chip)
+  found = predict.layouts(plans, times, devices, chip)
   report = {
     "topology": config.topology,
-    "devices": len(devices),
+    "devices": devices,
     "hbm_gib": chip.hbm / GIB,
     "seconds_per_chunk": seconds,
     "picture": [config.height, config.width],
@@ -73,20 +73,16 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
 
 
 def _compile(
-  config: ConfigDict, devices: list, topology: str
+  config: ConfigDict, chip: chips.Chip, devices: int
 ) -> tuple[dict[Stage, StagePlan], dict[Stage, str]]:
   """What fits, and why the rest does not."""
-  sizes = [count for count in config.devices_per_stage if count <= len(devices)]
-  if not sizes:
-    raise ValueError(
-      f"devices_per_stage: found {tuple(config.devices_per_stage)}, expected one within "
-      f"the {len(devices)} devices of {topology}"
-    )
-  wanted = [(stage, count) for stage in STAGES for count in sizes]
+  name = config.topology.split(":")[0]
+  groups = {n: chips.devices_of(f"{name}:{shape}") for n, shape in chip.slices if n <= devices}
+  wanted = [(stage, count) for stage in STAGES for count in groups]
   plans, refused = {}, {}
-  for stage, count in tqdm(wanted, desc=f"compile for {topology}", unit="stage"):
+  for stage, count in tqdm(wanted, desc=f"compile for {config.topology}", unit="stage"):
     try:
-      plans[stage, count] = plan_stage(config, stage, devices[:count])
+      plans[stage, count] = plan_stage(config, stage, groups[count])
     except DoesNotFit as error:
       refused[stage, count] = str(error)
   return plans, refused

@@ -9,7 +9,7 @@ from lpm_jax.plan import chips, predict
 from lpm_jax.plan.program import Traffic
 from lpm_jax.plan.stages import STAGES, StagePlan
 
-CHIP = chips.Chip(flops=1e12, hbm=100.0, ring=1e9, kernel_share=0.5)
+CHIP = chips.Chip(flops=1e12, hbm=100.0, ring=1e9, kernel_share=0.5, slices=())
 
 
 def stage_plan(stage: str = "backbone", devices: int = 4, **changes) -> StagePlan:
