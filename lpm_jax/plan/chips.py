@@ -27,26 +27,13 @@ class Chip:
   options: tuple[tuple[str, str], ...] = ()
 
 
-# Collectives stay with the tensor cores: programs that leave them to the sparse cores have no text
-# (libtpu 0.0.52: RET_CHECK of async-update).
-_NO_OFFLOAD = tuple(
-  (f"xla_tpu_enable_sparse_core_collective_offload_{kind}", "false")
-  for kind in (
-    "all_gather",
-    "2d_all_gather",
-    "3d_all_gather",
-    "reduce_scatter",
-    "nd_reduce_scatter",
-    "all_reduce",
-  )
-) + (("xla_tpu_enable_async_collective_fusion", "false"),)
 # Blocks of the attention kernel are larger than the 16 MiB that are this chip's default.
 _MORE_VMEM = (("xla_tpu_scoped_vmem_limit_kib", "65536"),)
 CLOCK = 1.75e9  # Hz of the compiler's estimated cycles
 CHIPS = {
   "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6, ((4, "2x2x1"), (8, "2x2x2")), _MORE_VMEM),
   "v6e": Chip(918e12, 31.24 * 2**30, 180e9, 0.4, ((4, "2x2"), (8, "2x4"))),
-  "tpu7x": Chip(1153.5e12, 94.74 * 2**30, 180e9, 0.5, ((8, "2x2x1"),), _NO_OFFLOAD),
+  "tpu7x": Chip(1153.5e12, 94.74 * 2**30, 180e9, 0.5, ((8, "2x2x1"),)),
 }
 
 

@@ -57,7 +57,7 @@ class Layout:
 
 
 def stage_time(plan: StagePlan, chip: Chip, hidden: float) -> StageTime:
-  """The time of a stage; `hidden` is a share of its collectives."""
+  """The time of a stage whose program could be read; `hidden` is a share of its collectives."""
   wire = sum(_wire_bytes(moved.kind, moved.group, moved.bytes) for moved in plan.traffic)
   return StageTime(
     compute=1e3 * plan.cycles / CLOCK,

@@ -37,7 +37,8 @@ class StagePlan:
     devices: over which it is spread: heads and inner widths, or columns of the picture.
     arguments, temporaries: bytes; arguments are weights and caches, which stay.
     kernel_flops: of attention kernels, padding included.
-    cycles: the compiler's estimate of everything but kernels and collectives.
+    cycles: the compiler's estimate of everything but kernels and collectives; None where it does
+      not give the program's text: then traffic and costliest are empty too.
     traffic: collectives.
     costliest: operations with the most cycles.
   """
@@ -47,7 +48,7 @@ class StagePlan:
   arguments: int
   temporaries: int
   kernel_flops: int
-  cycles: int
+  cycles: int | None
   traffic: tuple[program.Traffic, ...]
   costliest: tuple[tuple[str, int], ...]
 
@@ -69,7 +70,11 @@ def plan_stage(config: ConfigDict, stage: str, devices: list) -> StagePlan:
     if "HbmOom" not in str(error):
       raise
     raise DoesNotFit(str(error).splitlines()[0]) from error
-  memory, found = compiled.memory_analysis(), program.instructions(compiled.as_text())
+  memory = compiled.memory_analysis()
+  try:
+    found = program.instructions(compiled.as_text())
+  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: large programs of tpu7x
+    found = None
   return StagePlan(
     stage=stage,
     devices=len(devices),
@@ -78,9 +83,9 @@ def plan_stage(config: ConfigDict, stage: str, devices: list) -> StagePlan:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
     kernel_flops=flops,
-    cycles=program.cycles(found),
-    traffic=tuple(program.traffic(found)),
-    costliest=tuple(program.costliest(found, 10)),
+    cycles=program.cycles(found) if found else None,
+    traffic=tuple(program.traffic(found or [])),
+    costliest=tuple(program.costliest(found or [], 10)),
   )
 
 

@@ -35,9 +35,10 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   chip, devices = chips.chip_of(config.topology), len(chips.devices_of(config.topology))
   chip = dataclasses.replace(chip, **config.assumed)
   plans, refused = _compile(config, chip, devices)
-  times = {key: predict.stage_time(of, chip, config.hidden) for key, of in plans.items()}
+  read = {key: of for key, of in plans.items() if of.cycles is not None}
+  times = {key: predict.stage_time(of, chip, config.hidden) for key, of in read.items()}
   seconds = config.stream.causal.frames * 4 / config.frames_per_second
-  found = predict.layouts(plans, times, devices, chip)
+  found = predict.layouts(read, times, devices, chip)
   report = {
     "topology": config.topology,
     "devices": devices,
@@ -46,7 +47,8 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "picture": [config.height, config.width],
     "assumed": dataclasses.asdict(chip) | {"hidden": config.hidden, "clock": chips.CLOCK},
     "stages": [
-      {**dataclasses.asdict(of), "milliseconds": dataclasses.asdict(times[key])}
+      dataclasses.asdict(of)
+      | {"milliseconds": dataclasses.asdict(times[key]) if key in times else None}
       for key, of in plans.items()
     ],
     "do_not_fit": [
@@ -95,7 +97,9 @@ def _print(report: dict):
   for of in report["stages"]:
     time = of["milliseconds"]
     hbm = (of["arguments"] + of["temporaries"]) / GIB
-    parts = "".join(f"{time[part]:9.0f}" for part in ("compute", "kernels", "exposed"))
+    parts = f"{'program not readable':>27}"
+    if time:
+      parts = "".join(f"{time[part]:9.0f}" for part in ("compute", "kernels", "exposed"))
     print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")
   for of in report["do_not_fit"]:
     print(f"{of['stage']:<10}{of['devices']:>8}  does not fit: {of['reason']}")
