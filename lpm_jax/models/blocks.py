@@ -16,6 +16,7 @@ from jax import Array
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
+from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
 from lpm_jax.models.spread import gather_into, scatter_from
@@ -40,7 +41,8 @@ class TransformerConfig:
     remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
       name of a policy in jax.checkpoint_policies.
     dtype: of the computation; parameters are fp32.
-    attention: "dense", or "splash" on TPUs: a fused kernel for streams, forward only.
+    attention: "dense", or fused kernels on TPUs, forward only: "splash", or "chunk" for streams,
+      which reads caches where they lie and is dense without one.
   """
 
   width: int = 192
@@ -73,7 +75,8 @@ class TransformerConfig:
     )
 
 
-Kept = tuple[Array, Array]  # keys before rotation and values [B, T, K, d] of a block's tokens
+Kept = tuple[Array, Array]  # keys before rotation and values [B, K, G, N, d] of a block's tokens
+Past = tuple[Array, Array] | Source  # the same of a cache, but turned; or all blocks of it
 
 
 @dataclasses.dataclass
@@ -87,7 +90,7 @@ class Stream:
   mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
   text: Array  # [B, L, D]
   frames: int  # latent frames of video, the rest of a sequence are references
-  past_turns: Sequence[rotary.Turn] = ()  # of cached tokens, a cache each
+  seen: Array | None = None  # bool [B, G]: the same by grids, where all tokens look at the same
   audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
 
 
@@ -102,21 +105,38 @@ class SelfAttention(nnx.Module):
     self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
 
   def __call__(
-    self, x_bgnd: Array, stream: Stream, past: Sequence[Kept] = ()
+    self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
-    """x [B, G, N, D], keys and values of each cache -> [B, G, N, D], keys and values of x.
-
-    Keys are turned when they are used: a cached one stands wherever the stream says now.
-    """
+    """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
+    grids = x_bgnd.shape[1]
     query, key, value = gather_into(x_bgnd, (self.query, self.key, self.value))
     query, key = self.query_norm(query), self.key_norm(key)
+    if past and self.attention == "chunk":
+      query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
+      seen = self._over_caches(query, key, value, stream, past)
+      return scatter_from([rearrange(seen, "b k (g n) d -> b g n (k d)", g=grids)], [self.out]), (
+        key,
+        value,
+      )
+    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
     query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
-    query = rotary.rotate(query, stream.turn)
-    turned = zip((*past, (key, value)), (*stream.past_turns, stream.turn), strict=True)
-    keys, values = zip(*((rotary.rotate(k, turn), v) for (k, v), turn in turned), strict=True)
-    keys, values = (jnp.concatenate(x, axis=1) for x in (keys, values))
+    query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
+    keys, values = (
+      jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
+      for i, own in enumerate((key, value))
+    )
     seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
-    return scatter_from([_join(seen, x_bgnd.shape[1])], [self.out]), (key, value)
+    return scatter_from([_join(seen, grids)], [self.out]), kept
+
+  def _over_caches(
+    self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
+  ) -> Array:
+    """Attention [B, K, G N, d] of query [B, K, G, N, d] over caches and the chunk itself."""
+    flat = (rearrange(x, "b k g n d -> b k (g n) d") for x in (query, key))
+    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in flat)
+    norm, turned = largest_norm(turned), turned.reshape(key.shape)
+    own = Source(turned[None, None], value[None, None], norm, jnp.zeros(2, jnp.int32))
+    return chunk_attend(query, [*past, own], stream.seen)
 
 
 class TextAudioAttention(nnx.Module):
@@ -211,7 +231,7 @@ class Block(nnx.Module):
     modulation: Array,
     audio: Array,
     stream: Stream,
-    past: Sequence[Kept] = (),
+    past: Sequence[Past] = (),
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
@@ -259,6 +279,10 @@ def _sequence(x_bgnd: Array) -> Array:
 
 def _heads(x: Array, heads: int) -> Array:
   return rearrange(x, "b s (k d) -> b s k d", k=heads)
+
+
+def _heads_first(x_bgnd: Array, heads: int) -> Array:
+  return rearrange(x_bgnd, "b g n (k d) -> b k g n d", k=heads)
 
 
 def _join(x: Array, grids: int) -> Array:

@@ -18,7 +18,8 @@ from jax import Array
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
-from lpm_jax.models.cache import KVCache
+from lpm_jax.models.cache import KVCache, TurnedCache
+from lpm_jax.models.chunk_attention import Source, largest_norm
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
 from lpm_jax.models.spread import spread
@@ -90,7 +91,7 @@ class VideoTransformer(nnx.Module):
     latents: Array,
     timestep: Array,
     conditions: Conditions,
-    caches: Sequence[KVCache],
+    caches: Sequence[KVCache | TurnedCache],
     start: Array,
   ) -> tuple[Array, KVCache]:
     """The next chunk of a stream, which sees itself and what is in its caches.
@@ -99,7 +100,7 @@ class VideoTransformer(nnx.Module):
       latents, timestep: see __call__; the F frames are one chunk.
       conditions: with audio of frames before the chunk, then its own: speak and listen are
         [B, past + F, A, D_audio]; no references ([B, 0, ...]), for the cache has them.
-      caches: what came before.
+      caches: what came before; `turned` makes them ready once for all calls of a chunk.
       start: int32 [], temporal index of the first frame. The stream is as old: frames of audio
         before time 0 are not heard.
 
@@ -114,6 +115,13 @@ class VideoTransformer(nnx.Module):
     audible = jnp.broadcast_to(audible, (frames, past + frames))
     return self._run(latents, timestep, conditions, time, visible, audible, caches)
 
+  def turned(self, cache: KVCache, height: int, width: int) -> TurnedCache:
+    """Keys of latents of height x width, turned for `extend`: once for all its calls of a chunk."""
+    grids, turn = cache.key.shape[4], self._turn(cache.time, height, width)
+    key = rotary.rotate(rearrange(cache.key, "p i b k g n d -> p i b k (g n) d"), turn, heads=1)
+    norm, key = largest_norm(key), rearrange(key, "p i b k (g n) d -> p i b k g n d", g=grids)
+    return TurnedCache(key, cache.value, norm, cache.seen)
+
   def _run(
     self,
     latents: Array,
@@ -122,7 +130,7 @@ class VideoTransformer(nnx.Module):
     time: Array,
     visible: Array,
     audible: Array | None = None,
-    caches: Sequence[KVCache] = (),
+    caches: Sequence[KVCache | TurnedCache] = (),
     keep: bool = True,
   ) -> tuple[Array, KVCache | None]:
     """Velocity and, with `keep`, keys and values; `visible` bool [B, G or 1, cached + G]."""
@@ -135,14 +143,17 @@ class VideoTransformer(nnx.Module):
     x_bgnd = spread(self.patch_in(_patchify(grids, self.config.patch)))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      turn=self._turn(place, grids),
+      turn=self._turn(place, *latents.shape[2:4]),
       mask=_token_mask(visible, x_bgnd.shape[2]),
+      seen=visible[:, 0],
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       frames=frames,
-      past_turns=[self._turn(cache.time, grids) for cache in caches],
       audible=audible,
     )
-    past = [(cache.key, cache.value) for cache in caches]
+    past = [
+      cache if isinstance(cache, TurnedCache) else self.turned(cache, *latents.shape[2:4])
+      for cache in caches
+    ]
     x_bgnd, kept = self._run_blocks(x_bgnd, modulation, conditions, stream, past, keep)
     x_bfnd, embedding = x_bgnd[:, :frames], embedding[:, :frames]
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
@@ -159,8 +170,8 @@ class VideoTransformer(nnx.Module):
       return velocity, None
     return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
 
-  def _turn(self, time: Array, grids: Array) -> rotary.Turn:
-    rows, columns = (n // p for n, p in zip(grids.shape[2:4], self.config.patch, strict=True))
+  def _turn(self, time: Array, height: int, width: int) -> rotary.Turn:
+    rows, columns = height // self.config.patch[0], width // self.config.patch[1]
     head = self.config.width // self.config.heads
     return rotary.turn(rotary.grid_angles(time, rows, columns, head))
 
@@ -170,32 +181,33 @@ class VideoTransformer(nnx.Module):
     modulation: Array,
     conditions: Conditions,
     stream: Stream,
-    past: Sequence[tuple[Array, Array]],
+    past: Sequence[TurnedCache],
     keep: bool,
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
-    grids = x_bgnd.shape[1]
+    # The fused kernel finds a block in the whole cache; sliced by the scan it would be a copy.
+    in_place = self.config.attention == "chunk"
+    sliced = [] if in_place else [(cache.key, cache.value) for cache in past]
 
     def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
-      state, past = of_pair
+      state, index, slices = of_pair
       pair, kept = nnx.merge(graphdef, state), []
       for i, name in enumerate(("speak", "listen")):
-        known = jax.tree.map(lambda x, i=i: rearrange(x[i], "b k g n d -> b (g n) k d"), past)
+        known = jax.tree.map(lambda x, i=i: x[i], slices)
+        if in_place:
+          place = jnp.stack([index, i])
+          known = [Source(c.key, c.value, c.norm[index, i], place) for c in past]
         audio = getattr(conditions, name)
         x_bgnd, new = getattr(pair, name)(x_bgnd, modulation, audio, stream, known)
         kept.append(new)
-      if not keep:
-        return x_bgnd, None
-      return x_bgnd, tuple(
-        rearrange(jnp.stack(x), "i b (g n) k d -> i b k g n d", g=grids)
-        for x in zip(*kept, strict=True)
-      )
+      return x_bgnd, tuple(jnp.stack(x) for x in zip(*kept, strict=True)) if keep else None
 
     if self.config.remat != "none":
       policy = getattr(jax.checkpoint_policies, self.config.remat)
       run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
-    return jax.lax.scan(run_pair, x_bgnd, (stacked, past))
+    pairs = jnp.arange(self.config.layers // 2)
+    return jax.lax.scan(run_pair, x_bgnd, (stacked, pairs, sliced))
 
 
 def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
