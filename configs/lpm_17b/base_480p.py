@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     hidden=13824,
     text_width=4096,
     audio_width=5120,
-    remat="nothing_saveable",
+    remat="attention",
     dtype="bfloat16",
   )
   c.model.text = dict(length=512)

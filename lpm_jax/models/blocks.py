@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
 from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
+from lpm_jax.models.context import EXCHANGES, Grids, attend_from_video, attend_grids
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
+from lpm_jax.models.remat import PROJECTIONS
 from lpm_jax.models.spread import gather_into, scatter_from
 
 
@@ -38,9 +41,10 @@ class TransformerConfig:
     speak_window: latent frames before and after that a speak block hears.
     listen_window: the same for a listen block; 12 latent frames are 2 s.
     offsets: temporal indices of references.
-    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
-      name of a policy in jax.checkpoint_policies.
+    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise a
+      name of remat.POLICIES.
     dtype: of the computation; parameters are fp32.
+    exchange: how devices that share the tokens of a clip attend, one of context.EXCHANGES.
     attention: "dense", or fused kernels on TPUs, forward only: "splash", or "chunk" for streams,
       which reads caches where they lie and is dense without one.
   """
@@ -59,6 +63,11 @@ class TransformerConfig:
   remat: str = "none"
   dtype: str = "float32"
   attention: str = "dense"
+  exchange: str = "ulysses"
+
+  def __post_init__(self):
+    if self.exchange not in EXCHANGES:
+      raise ValueError(f"exchange: found {self.exchange!r}, expected one of {EXCHANGES}")
 
   @classmethod
   def lpm_17b(cls) -> "TransformerConfig":
@@ -70,7 +79,7 @@ class TransformerConfig:
       hidden=13824,
       text_width=4096,
       audio_width=5120,
-      remat="nothing_saveable",
+      remat="attention",
       dtype="bfloat16",
     )
 
@@ -81,17 +90,34 @@ Past = tuple[Array, Array] | Source  # the same of a cache, but turned; or all b
 
 @dataclasses.dataclass
 class Stream:
-  """What all blocks share: rotary angles, masks and the embedded text.
+  """What all blocks share: rotary angles, what tokens look at, and the embedded text.
 
-  With caches, their tokens come before those of the call in the mask.
+  Attributes:
+    turn: of the tokens of this call, [B, G N, d].
+    grids: of this call, without caches.
+    text: [B, L, D].
+    frames: latent frames of video, the rest of a sequence are references.
+    seen: bool [B, cached + G], with caches: grids that every token looks at, cached ones first.
+    audible: bool [F, frames of audio]: hides what is not heard yet.
   """
 
-  turn: rotary.Turn  # of the tokens of this call
-  mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
-  text: Array  # [B, L, D]
-  frames: int  # latent frames of video, the rest of a sequence are references
-  seen: Array | None = None  # bool [B, G]: the same by grids, where all tokens look at the same
-  audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
+  turn: rotary.Turn
+  grids: Grids
+  text: Array
+  frames: int
+  seen: Array | None = None
+  audible: Array | None = None
+
+  @property
+  def mask(self) -> Array:
+    """Which tokens are looked at, with caches: bool [B, 1, 1, T]."""
+    tokens = self.turn[0].shape[1] // self.grids.present.shape[1]
+    return jnp.repeat(self.seen, tokens, axis=1)[:, None, None]
+
+  def grid_turn(self) -> rotary.Turn:
+    """`turn` by grids, [B, G, N, d]."""
+    grids = self.grids.present.shape[1]
+    return tuple(rearrange(x, "b (g n) d -> b g n d", g=grids) for x in self.turn)
 
 
 class SelfAttention(nnx.Module):
@@ -99,7 +125,8 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.attention = config.heads, config.attention
+    self.heads, self.exchange = config.heads, config.exchange
+    self.attention = config.attention
     self.query, self.key, self.value = dense(), dense(), dense()
     self.out = dense(axes=("heads", "embed"))
     self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
@@ -108,25 +135,32 @@ class SelfAttention(nnx.Module):
     self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
     """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
-    grids = x_bgnd.shape[1]
-    query, key, value = gather_into(x_bgnd, (self.query, self.key, self.value))
-    query, key = self.query_norm(query), self.key_norm(key)
-    if past and self.attention == "chunk":
-      query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
-      seen = self._over_caches(query, key, value, stream, past)
-      return scatter_from([rearrange(seen, "b k (g n) d -> b g n (k d)", g=grids)], [self.out]), (
-        key,
-        value,
-      )
-    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
-    query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
-    query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
-    keys, values = (
-      jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
-      for i, own in enumerate((key, value))
+    query, key, value = (
+      checkpoint_name(x, PROJECTIONS)
+      for x in gather_into(x_bgnd, (self.query, self.key, self.value))
     )
-    seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
-    return scatter_from([_join(seen, grids)], [self.out]), kept
+    query, key = self.query_norm(query), self.key_norm(key)
+    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
+    if past and self.attention == "chunk":
+      seen = self._over_caches(_heads_first(query, self.heads), *kept, stream, past)
+      joined = rearrange(seen, "b k (g n) d -> b g n (k d)", g=x_bgnd.shape[1])
+      return scatter_from([joined], [self.out]), kept
+    query, key, value = (_heads(x, self.heads) for x in (query, key, value))
+    query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
+    if past:
+      keys, values = (
+        jnp.concatenate(
+          [*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), _sequence(own)], axis=1
+        )
+        for i, own in enumerate((key, value))
+      )
+      seen = attend(_sequence(query), keys, values, mask=stream.mask)
+      seen = seen.reshape(query.shape)
+    else:
+      seen = attend_grids(
+        query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
+      )
+    return scatter_from([_join(seen)], [self.out]), kept
 
   def _over_caches(
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
@@ -156,7 +190,7 @@ class TextAudioAttention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.window = config.heads, window
+    self.heads, self.window, self.attention = config.heads, window, config.attention
     self.query, self.query_norm = dense(), RMSNorm(config.width)
     self.text_key, self.text_value = dense(), dense()
     self.text_key_norm = RMSNorm(config.width)
@@ -173,30 +207,29 @@ class TextAudioAttention(nnx.Module):
 
     `audible` bool [F, past + F] hides frames of audio that the window would let through.
     """
-    frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
+    frames, per_frame = x_bfnd.shape[1], audio.shape[2]
     past = audio.shape[1] - frames
     (query,) = gather_into(x_bfnd, (self.query,))
-    query = _heads(_sequence(self.query_norm(query)), self.heads)
-    text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
-    seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
-
+    query = _heads(self.query_norm(query), self.heads)
+    text_key, text_value = self.text_key_norm(self.text_key(text)), self.text_value(text)
+    seen = attend_from_video(
+      query, _heads(text_key, self.heads), _heads(text_value, self.heads), kernel=self.attention
+    )
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = jnp.repeat((past + jnp.arange(frames)) * per_frame, tokens)
+    query_time = ((past + jnp.arange(frames)) * per_frame)[:, None]
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
     if audible is not None:
       mask = mask & jnp.repeat(audible, per_frame, axis=1)
-    mask = jnp.repeat(mask, tokens, axis=0)
-    heard = attend(
-      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None])),
+    heard = attend_from_video(
+      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask[None, None],
+      mask=mask,
     )
-    both = [_join(seen, frames), _join(heard, frames)]
-    return scatter_from(both, (self.text_out, self.audio_out))
+    return scatter_from([_join(seen), _join(heard)], (self.text_out, self.audio_out))
 
 
 class SpreadFeedForward(FeedForward):
@@ -273,20 +306,23 @@ def _dense(
   return Linear(width or config.width, config.width, axes=axes, dtype=dtype, rngs=rngs, **options)
 
 
-def _sequence(x_bgnd: Array) -> Array:
-  return rearrange(x_bgnd, "b g n d -> b (g n) d")
-
-
 def _heads(x: Array, heads: int) -> Array:
-  return rearrange(x, "b s (k d) -> b s k d", k=heads)
+  """[..., D] -> [..., K, d]."""
+  return rearrange(x, "... (k d) -> ... k d", k=heads)
+
+
+def _join(x: Array) -> Array:
+  """[..., K, d] -> [..., D]."""
+  return rearrange(x, "... k d -> ... (k d)")
 
 
 def _heads_first(x_bgnd: Array, heads: int) -> Array:
   return rearrange(x_bgnd, "b g n (k d) -> b k g n d", k=heads)
 
 
-def _join(x: Array, grids: int) -> Array:
-  return rearrange(x, "b (g n) k d -> b g n (k d)", g=grids)
+def _sequence(x: Array) -> Array:
+  """[B, G, N, K, d] -> [B, G N, K, d]."""
+  return rearrange(x, "b g n k d -> b (g n) k d")
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

@@ -56,6 +56,7 @@ def attend_grids(
 
   Raises ValueError where tokens or heads do not divide among the devices.
   """
+  kernel = "dense" if kernel == "chunk" else kernel
   devices = layout.size("queries")
   if kernel == "dense" and devices == 1:
     tokens = query.shape[2]
