@@ -1,0 +1,85 @@
+"""The real train step, lowered for devices that are not there: shapes alone, nothing is computed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import ShapeDtypeStruct as Shape
+from jax.extend.core import Jaxpr
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lpm_jax.parallel.mesh import make_mesh
+from lpm_jax.parallel.sharding import batch_sharding, tree_shardings
+from lpm_jax.training.optimiser import make_optimiser
+from lpm_jax.training.state import TrainState, create_state
+from lpm_jax.training.step import make_step
+from lpm_jax.training.task import Task, make_task
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+  """A train step before it is compiled, over all devices.
+
+  Attributes:
+    task: what is trained.
+    mesh: of the devices.
+    state, batch: arrays as shapes with shardings.
+    traced: the step; its state is donated.
+  """
+
+  task: Task
+  mesh: Mesh
+  state: TrainState
+  batch: dict[str, Shape]
+  traced: jax.stages.Traced
+
+
+def trace_train_step(config: ConfigDict, devices: list) -> AbstractStep:
+  """The step that `lpm train` would run with this config on `devices`."""
+  task = make_task(config)
+  mesh = make_mesh(config.sharding.mesh, devices)
+  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
+  optimiser = make_optimiser(config.optimiser, config.steps, stages)
+
+  def build() -> nnx.Module:
+    return task.build(nnx.Rngs(config.seed))
+
+  state = jax.eval_shape(lambda: create_state(build(), optimiser))
+  state = _placed(state, tree_shardings(state, mesh, config.sharding.rules))
+  lies = batch_sharding(mesh)
+  batch = {
+    name: Shape(rows.shape, rows.dtype, sharding=lies)
+    for name, rows in task.abstract_batch(config.batch_size).items()
+  }
+  step_fn = make_step(
+    task,
+    nnx.graphdef(nnx.eval_shape(build)),
+    optimiser,
+    seed=config.seed,
+    ema_decay=config.optimiser.ema,
+    accumulate=config.get("accumulate", 1),
+  )
+  with jax.set_mesh(mesh):
+    traced = jax.jit(step_fn, donate_argnums=0).trace(state, batch)
+  return AbstractStep(task, mesh, state, batch, traced)
+
+
+def _placed(tree, shardings):
+  return jax.tree.map(lambda x, s: Shape(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def trace_forward(config: ConfigDict) -> Jaxpr:
+  """The loss of the same batch, dense attention and no devices: what the model has to compute."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.transformer.attention = "dense"
+  task = make_task(config)
+  graphdef, state = nnx.split(nnx.eval_shape(lambda: task.build(nnx.Rngs(config.seed))))
+
+  def loss(state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
+    return task.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.make_jaxpr(loss)(state, task.abstract_batch(config.batch_size), key).jaxpr
