@@ -1,4 +1,4 @@
-"""The real train step, lowered for devices that are not there: shapes alone, nothing is computed."""
+"""The real train step, lowered for absent devices: shapes alone, nothing is computed."""
 
 import dataclasses
 

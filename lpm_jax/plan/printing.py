@@ -23,9 +23,8 @@ def lines(found: dict) -> list[str]:
     "bytes of a device, GiB (the compiler's):",
   ]
   out += [f"  {name:<22}{size / GIB:8.2f}" for name, size in memory["device"].items()]
-  out += [
-    f"  {name + ', on the host':<22}{size / GIB:8.2f}" for name, size in memory["host"].items()
-  ]
+  host = {f"{name}, on the host": size for name, size in memory["host"].items()}
+  out += [f"  {name:<22}{size / GIB:8.2f}" for name, size in host.items()]
   out.append(_fit(memory))
   if found["does_not_fit"]:
     return [*out, f"  the compiler: {found['does_not_fit']}"]
@@ -60,7 +59,8 @@ def _time(found: dict) -> list[str]:
     f"  {'step':<22}{time['step']:8.2f}; of compute, kernels {time['kernels']:.2f}",
     f"  MFU {100 * time['mfu']:.1f} % of {time['peak_per_chip'] / 1e12:.0f} TFLOP/s a chip; "
     f"with recompute {100 * time['hfu']:.1f} %; binds: {time['binds']}",
-    f"  communication ignored, kernels at 60 %: {alike['step']:.2f} s, MFU {100 * alike['mfu']:.1f} %",
+    f"  communication ignored, kernels at 60 %: {alike['step']:.2f} s, "
+    f"MFU {100 * alike['mfu']:.1f} %",
   ]
 
 

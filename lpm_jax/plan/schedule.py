@@ -15,15 +15,8 @@ from lpm_jax.plan import program
 
 ON_CHIP = re.compile(r"S\((?!5\))[1-9]\d*\)")  # memory spaces other than HBM (0) and host (5)
 ON_HOST = "S(5)"
-FREE = (
-  "get-tuple-element",
-  "bitcast",
-  "tuple",
-  "parameter",
-  "constant",
-  "while",
-  "call",
-  "conditional",
+FREE = frozenset(
+  "get-tuple-element bitcast tuple parameter constant while call conditional".split()
 )
 
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
@@ -177,7 +170,7 @@ class _Reader:
       total += min(whole, read.get(index, whole))
     return total
 
-  @functools.lru_cache(maxsize=None)  # noqa: B019 - lives as long as the reader
+  @functools.cache  # noqa: B019 - lives as long as the reader
   def _touched(self, name: str) -> tuple[dict[int, int], int | None]:
     """Bytes of parameters of which a fusion takes slices only; bytes written, if a slice only."""
     parsed = [p for p in map(_parsed, self._bodies.get(name, ())) if p]

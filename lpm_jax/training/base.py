@@ -127,9 +127,7 @@ class BaseTask:
     data, model = self.config.data, self.model_config
     for name in ("height", "width"):
       if not data.get(name):
-        raise ValueError(
-          f"data.{name}: found {data.get(name)}, expected the pixels of the pictures"
-        )
+        raise ValueError(f"data.{name}: found {data.get(name)}, expected pixels of the pictures")
     stage = max(self.curriculum, key=lambda s: s.latent_frames or data.latent_frames)
     cut = self._example_config(stage)
     text, audio = model.frozen_text, model.frozen_audio
