@@ -1,10 +1,17 @@
-"""Operations of a traced program, over all devices: matrix products, and kernels by their grid."""
+"""Operations: what the model has to compute, and what a traced program does on all devices."""
 
 import collections
 import dataclasses
 import math
 from typing import Any
 
+from lpm_jax.models.blocks import TransformerConfig
+
+CONVENTION = (
+  "3 x the matrix products of the transformer's forward pass, every token attending to every "
+  "token, all slots of references, text and audio branches included; encoders' adapters, "
+  "timesteps and rotations left out, nothing counted twice"
+)
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -31,6 +38,28 @@ class Work:
 
   products: int
   kernels: tuple[KernelCall, ...]
+
+
+def forward_flops(
+  config: TransformerConfig, *, frames: int, grid: int, slots: int, text: int, audio: int
+) -> int:
+  """One clip through the transformer once.
+
+  Args:
+    frames: latent frames.
+    grid: tokens of a frame, or of a reference.
+    slots: references.
+    text: tokens.
+    audio: tokens of one track.
+  """
+  width, video, tokens = config.width, frames * grid, (frames + slots) * grid
+  own = 8 * tokens * width**2 + 4 * tokens**2 * width
+  cross = 4 * video * width**2 + 4 * text * width**2 + 4 * video * text * width
+  heard = 2 * video * width**2 + 4 * audio * config.audio_width * width + 4 * video * audio * width
+  blocks = config.layers * (own + cross + heard + 4 * tokens * width * config.hidden)
+  patch = config.channels * math.prod(config.patch)
+  ends = 2 * (tokens + video) * patch * width + 2 * text * width * (config.text_width + width)
+  return blocks + ends
 
 
 def count_work(jaxpr: Any) -> Work:
@@ -62,8 +91,7 @@ class _Counter:
         results = tuple(tuple(v.aval.shape) for v in eqn.outvars)
         self.kernels[_kernel_name(params), results, kernel_flops(params)] += times
       elif name == "shard_map":
-        manual = params["manual_axes"]
-        devices = math.prod(params["mesh"].shape[axis] for axis in manual)
+        devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
         self.visit(_body(params["jaxpr"]), times, spread * devices)
       else:
         turns = params.get("length", 1) if name == "scan" else 1

@@ -3,10 +3,8 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
-from jax.extend.core import Jaxpr
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -68,18 +66,3 @@ def trace_train_step(config: ConfigDict, devices: list) -> AbstractStep:
 
 def _placed(tree, shardings):
   return jax.tree.map(lambda x, s: Shape(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
-def trace_forward(config: ConfigDict) -> Jaxpr:
-  """The loss of the same batch, dense attention and no devices: what the model has to compute."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.model.transformer.attention = "dense"
-  task = make_task(config)
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: task.build(nnx.Rngs(config.seed))))
-
-  def loss(state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
-    return task.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
-
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.make_jaxpr(loss)(state, task.abstract_batch(config.batch_size), key).jaxpr

@@ -120,6 +120,9 @@ class _Player:
       sent = self._sent(op)
       if sent and op.part == "":
         exposed += sent.seconds
+        for name, network in networks.items():
+          if name != sent.network:
+            network.advance(sent.seconds)
         moved.append(dataclasses.replace(sent, exposed=sent.seconds))
       elif sent:
         starts[op.name] = (sent.network, len(moved))

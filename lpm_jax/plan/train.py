@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from lpm_jax import media
 from lpm_jax.evaluation import page
+from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
 from lpm_jax.plan import chips, compiled, flops, links, schedule, timeline
 from lpm_jax.plan.assumptions import Assumptions, assumptions
 from lpm_jax.plan.flags import options_of
-from lpm_jax.plan.lowering import AbstractStep, trace_forward, trace_train_step
+from lpm_jax.plan.lowering import AbstractStep, trace_train_step
 from lpm_jax.plan.printing import print_report
 
 GIB = 2**30
@@ -51,7 +52,6 @@ def report(config: ConfigDict) -> dict:
   assumed = assumptions(config.topology, config.get("assume", ""))
   devices = chips.devices_of(config.topology)
   step = trace_train_step(config, devices)
-  forward = flops.count_work(trace_forward(config))
   work = flops.count_work(step.traced.jaxpr.jaxpr)
   begin = time.monotonic()
   options = options_of(config)
@@ -70,7 +70,7 @@ def report(config: ConfigDict) -> dict:
     "parameters": _parameters(step),
     "tokens": _tokens(config, step),
     "memory": _memory(step, made, assumed),
-    "work": _work(config, forward, work, len(devices)),
+    "work": _work(step, work, len(devices)),
     "does_not_fit": made.refused,
   }
   if made.text:
@@ -142,18 +142,25 @@ def _shard_bytes(tree, *, on_host: bool) -> int:
   return total
 
 
-def _work(config: ConfigDict, forward: flops.Work, step: flops.Work, devices: int) -> dict:
+def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
   """Operations of a step, all devices together."""
-  of_kernels = devices * sum(k.calls * k.flops for k in step.kernels)
-  model = 3 * forward.products
+  of_kernels = devices * sum(k.calls * k.flops for k in work.kernels)
+  size, frames, rows, columns, _ = step.batch["latents"].shape
+  config = step.task.model_config
+  clip = flops.forward_flops(
+    config.transformer,
+    frames=frames,
+    grid=rows * columns // math.prod(config.transformer.patch),
+    slots=step.batch["references"].shape[1],
+    text=config.text.length,
+    audio=AUDIO_TOKENS * frames,
+  )
   return {
-    "convention": "3 x the forward pass of everything that is trained, all slots of references and "
-    "all tokens attending to all, text and audio included, nothing twice",
-    "forward_of_a_clip": forward.products / config.batch_size,
-    "model": model,
-    "hardware": step.products + of_kernels,
+    "convention": flops.CONVENTION,
+    "model": 3 * size * clip,
+    "hardware": work.products + of_kernels,
     "kernels": of_kernels,
-    "recompute": (step.products + of_kernels) / model,
+    "recompute": (work.products + of_kernels) / (3 * size * clip),
   }
 
 
