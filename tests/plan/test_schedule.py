@@ -9,7 +9,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
 %slice_of (param_0.1: f32[40,8,128], param_1.1: s32[]) -> f32[1,8,128] {
   %param_0.1 = f32[40,8,128]{2,1,0} parameter(0)
   %param_1.1 = s32[] parameter(1)
-  ROOT %taken = f32[1,8,128]{2,1,0} dynamic-slice(%param_0.1, %param_1.1), dynamic_slice_sizes={1,8,128}
+  ROOT %taken = f32[1,8,128]{2,1,0} dynamic-slice(%param_0.1, %param_1.1)
 }
 
 %update_of (param_0.2: f32[40,8,128], param_1.2: f32[1,8,128], param_2.2: s32[]) -> f32[40,8,128] {
@@ -26,11 +26,13 @@ TEXT = """HloModule jit_step, is_scheduled=true
 ENTRY %main (stack: f32[40,8,128], i: s32[]) -> f32[1,8,128] {
   %stack = f32[40,8,128]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
-  %slice = f32[1,8,128]{2,1,0} fusion(%stack, %i), kind=kLoop, calls=%slice_of, metadata={op_name="jit(f)/slice"}, backend_config={"window_config":{"estimated_cycles":"7"}}
+  %slice = f32[1,8,128]{2,1,0} fusion(%stack, %i), calls=%slice_of,\
+ backend_config={"window_config":{"estimated_cycles":"7"}}
   %back = f32[40,8,128]{2,1,0} fusion(%stack, %slice, %i), kind=kLoop, calls=%update_of
   %near = f32[1,8,128]{2,1,0:T(8,128)S(1)} copy(%slice)
   %gather = ((f32[8,128]{1,0}), f32[32,128]{1,0}, u32[]{:S(2)}) async-start(%near), calls=%wrapped
-  %plain = (f32[8,128]{1,0}, f32[32,128]{1,0}, u32[], u32[]) all-gather-start(%near), replica_groups=GROUPS
+  %plain = (f32[8,128]{1,0}, f32[32,128]{1,0}, u32[], u32[]) all-gather-start(%near),\
+ replica_groups=GROUPS
   %done = f32[32,128]{1,0} all-gather-done(%plain)
   %away = (f32[8,128]{1,0:S(5)}, f32[8,128]{1,0}, u32[]) copy-start(%done)
 }
