@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import optax
 from flax import nnx
 from jax import ShapeDtypeStruct as Shape
 from jax.sharding import Mesh
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import batch_sharding, tree_shardings
+from lpm_jax.plan import chips
 from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.state import TrainState, create_state
 from lpm_jax.training.step import make_step
@@ -34,18 +36,14 @@ class AbstractStep:
   traced: jax.stages.Traced
 
 
-def trace_train_step(config: ConfigDict, devices: list) -> AbstractStep:
+def abstract_state(config: ConfigDict, devices: list | None = None) -> tuple[Mesh, TrainState]:
+  """Mesh of `devices` (by default those of `config.topology`), and the state lying on it."""
+  return _described(config, devices)[2:]
+
+
+def trace_train_step(config: ConfigDict, devices: list | None = None) -> AbstractStep:
   """The step that `lpm train` would run with this config on `devices`."""
-  task = make_task(config)
-  mesh = make_mesh(config.sharding.mesh, devices)
-  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
-  optimiser = make_optimiser(config.optimiser, config.steps, stages)
-
-  def build() -> nnx.Module:
-    return task.build(nnx.Rngs(config.seed))
-
-  state = jax.eval_shape(lambda: create_state(build(), optimiser))
-  state = _placed(state, tree_shardings(state, mesh, config.sharding.rules))
+  task, optimiser, mesh, state = _described(config, devices)
   lies = batch_sharding(mesh)
   batch = {
     name: Shape(rows.shape, rows.dtype, sharding=lies)
@@ -53,7 +51,7 @@ def trace_train_step(config: ConfigDict, devices: list) -> AbstractStep:
   }
   step_fn = make_step(
     task,
-    nnx.graphdef(nnx.eval_shape(build)),
+    nnx.graphdef(nnx.eval_shape(lambda: task.build(nnx.Rngs(config.seed)))),
     optimiser,
     seed=config.seed,
     ema_decay=config.optimiser.ema,
@@ -64,5 +62,14 @@ def trace_train_step(config: ConfigDict, devices: list) -> AbstractStep:
   return AbstractStep(task, mesh, state, batch, traced)
 
 
-def _placed(tree, shardings):
-  return jax.tree.map(lambda x, s: Shape(x.shape, x.dtype, sharding=s), tree, shardings)
+def _described(
+  config: ConfigDict, devices: list | None
+) -> tuple[Task, optax.GradientTransformation, Mesh, TrainState]:
+  task = make_task(config)
+  mesh = make_mesh(config.sharding.mesh, devices or chips.devices_of(config.topology))
+  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
+  optimiser = make_optimiser(config.optimiser, config.steps, stages)
+  state = jax.eval_shape(lambda: create_state(task.build(nnx.Rngs(config.seed)), optimiser))
+  shardings = tree_shardings(state, mesh, config.sharding.rules)
+  placed = jax.tree.map(lambda x, s: Shape(x.shape, x.dtype, sharding=s), state, shardings)
+  return task, optimiser, mesh, placed
