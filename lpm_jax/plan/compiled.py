@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib.util
 import re
 
 import jax
@@ -37,12 +38,24 @@ def compile_step(traced: jax.stages.Traced, options: dict[str, str]) -> Made:
     message = str(error)
     if "HbmOom" not in message and "RESOURCE_EXHAUSTED" not in message:
       raise
-    return Made(None, "", message.splitlines()[0], _needed(message))
+    return refusal(message)
   try:
     text = made.as_text()
   except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: programs whose collectives run on SparseCores
     text = ""
   return Made(made.memory_analysis(), text)
+
+
+def refusal(message: str) -> Made:
+  """No program: it needs more memory than there is, as the compiler's message says."""
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
+  needed = int(float(found[1]) * _UNITS[found[2]]) if found else None
+  return Made(None, "", message.splitlines()[0], needed)
+
+
+def compiler_is_there() -> bool:
+  """Whether libtpu is installed."""
+  return importlib.util.find_spec("libtpu") is not None
 
 
 def costliest(read: Schedule, clock: float, count: int) -> list[dict]:
@@ -64,8 +77,3 @@ def _title(op: Operation) -> str:
   shapes = " ".join(f"{list(array.dims)}" for array in op.arrays[:3])
   source = re.sub(r"^jit\(\w+\)/", "", op.source)
   return f"{op.opcode} {source} {shapes}"
-
-
-def _needed(message: str) -> int | None:
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
-  return int(float(found[1]) * _UNITS[found[2]]) if found else None

@@ -25,7 +25,7 @@ def lines(found: dict) -> list[str]:
   out += [f"  {name:<22}{size / GIB:8.2f}" for name, size in memory["device"].items()]
   host = {f"{name}, on the host": size for name, size in memory["host"].items()}
   out += [f"  {name:<22}{size / GIB:8.2f}" for name, size in host.items()]
-  out.append(_fit(memory))
+  out.append(fit(memory))
   if found["does_not_fit"]:
     return [*out, f"  the compiler: {found['does_not_fit']}"]
   work = found["work"]
@@ -40,7 +40,8 @@ def lines(found: dict) -> list[str]:
   return out + _time(found) + _moved(found) + _kernels(found) + _costliest(found)
 
 
-def _fit(memory: dict) -> str:
+def fit(memory: dict) -> str:
+  """Whether it fits, as one line."""
   if memory["total"] is None:
     return f"  does not fit {memory['hbm'] / GIB:.1f} GiB"
   word = "fits" if memory["fits"] else "does not fit with 8 % to spare"
