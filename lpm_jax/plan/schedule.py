@@ -151,10 +151,8 @@ class _Reader:
       return kind, part, ""
     if inner.startswith("all-reduce-scatter"):  # how the compiler spells a reduce-scatter
       return "reduce-scatter", part, inner
-    if kind == "async":
-      held = _sends(self._bodies.get(inner, ()))
-      return held or kind, part, inner if held else ""
-    return kind, part, ""
+    held = _sends(self._bodies.get(inner, ()))
+    return held or kind, part, inner if held else ""
 
   def _longest_branch(self, attributes: str) -> str:
     branches = re.findall(r"(?:true|false)_computation=%([^,\s]+)", attributes)
