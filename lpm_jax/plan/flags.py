@@ -34,10 +34,14 @@ GROUPS: dict[str, dict[str, str]] = {
 def options_of(config: ConfigDict) -> dict[str, str]:
   """Options of the chip and of the groups in `config.flags`, ("async", ...).
 
-  Raises ValueError for a group that is not known.
+  On tpu7x always with "tensor_core": without, the program of a step has no text and no predicted
+  time. Raises ValueError for a group that is not known.
   """
   options = dict(chips.chip_of(config.topology).options)
-  for name in config.get("flags", ()):
+  groups = tuple(config.get("flags", ()))
+  if config.topology.startswith("tpu7x"):
+    groups = (*groups, "tensor_core")
+  for name in groups:
     if name not in GROUPS:
       raise ValueError(f"flags: found {name!r}, expected names of {sorted(GROUPS)}")
     options |= GROUPS[name]
