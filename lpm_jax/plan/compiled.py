@@ -22,12 +22,14 @@ class Made:
     text: of the scheduled program; "" where the compiler cannot print it.
     refused: why there is no program; "" when there is one.
     needed: bytes of memory that a program which does not fit would need, as far as it says.
+    needed_for: "all", or "temporaries" beside state and batch.
   """
 
   statistics: object | None
   text: str
   refused: str = ""
   needed: int | None = None
+  needed_for: str = "all"
 
 
 def compile_step(traced: jax.stages.Traced, options: dict[str, str]) -> Made:
@@ -48,9 +50,12 @@ def compile_step(traced: jax.stages.Traced, options: dict[str, str]) -> Made:
 
 def refusal(message: str) -> Made:
   """No program: it needs more memory than there is, as the compiler's message says."""
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of", message)
-  needed = int(float(found[1]) * _UNITS[found[2]]) if found else None
-  return Made(None, "", message.splitlines()[0], needed)
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", message)
+  needed, of = None, "all"
+  if found:
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    needed, of = int(float(number) * _UNITS[unit]), "all" if found[1] else "temporaries"
+  return Made(None, "", message.splitlines()[0], needed, of)
 
 
 def compiler_is_there() -> bool:

@@ -118,7 +118,11 @@ def _memory(step: AbstractStep, made: compiled.Made, assumed: Assumptions) -> di
   host = {name: _shard_bytes(tree, on_host=True) for name, tree in kinds.items()}
   found = {"device": device, "host": {k: v for k, v in host.items() if v}, "hbm": assumed.chip.hbm}
   if made.statistics is None:
-    return found | {"total": made.needed, "spare": _spare(made.needed, assumed), "fits": False}
+    total = made.needed
+    if total is not None and made.needed_for == "temporaries":
+      device["temporaries"] = total
+      total = sum(device.values())
+    return found | {"total": total, "spare": _spare(total, assumed), "fits": False}
   of = made.statistics
   device["temporaries"] = of.temp_size_in_bytes
   device["output"] = of.output_size_in_bytes - of.alias_size_in_bytes
