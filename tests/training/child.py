@@ -20,9 +20,8 @@ def result_of(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
   }
   batches = loop.make_batches(loop.make_task(config), config)
   checkpoints = loop.Checkpoints(workdir, config.to_json(), keep=3)
-  _, data_state, _ = checkpoints.restore(state)
+  batches.set_state(checkpoints.restore(state).data)
   checkpoints.close()
-  batches.set_state(data_state)
   return arrays | {f"next batch {name}": rows for name, rows in next(batches).items()}
 
 
