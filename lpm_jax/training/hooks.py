@@ -49,6 +49,7 @@ class MetricWriter:
     if not self._first:
       return
     self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+    self._file.flush()  # a kill loses no row and cuts none
     for name, value in scalars.items():
       self._board.add_scalar(name, value, step)
     logging.info("[%d] %s", step, ", ".join(f"{k}={v:.6g}" for k, v in scalars.items()))
@@ -180,9 +181,8 @@ class Averages:
     """Means over the good steps since the last call, and how many were skipped; settles first."""
     self.settle()
     rows, self._checked = self._checked, []
-    means = {
-      name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())
-    }
+    names = rows[0] if rows else ()
+    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
     skipped, self._skipped = self._skipped, 0
     return means | ({"skipped": skipped} if self._guard.config.policy == "skip" else {})
 

@@ -59,6 +59,6 @@ class PreemptionNotice:
       reached = reached_preemption_sync_point(step)
     else:
       reached = self._noticed
-    if reached:
+    if reached and not self._stops:
       logging.warning("SIGTERM: saving after step %d", step)
     return reached
