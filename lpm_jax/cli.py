@@ -4,6 +4,7 @@ Every verb takes --config=FILE[:arg], --config.key=value and --workdir=DIR.
 """
 
 import sys
+import time
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -29,9 +30,13 @@ def data_encode(config, workdir: str):
 
 def train(config, workdir: str):
   """Train what the config names; continues from the newest checkpoint in the workdir."""
+  begun = time.time()
+  from lpm_jax.training import distributed
+
+  distributed.start(config.get("distributed"))
   from lpm_jax.training import loop
 
-  loop.train(config, workdir)
+  loop.train(config, workdir, begun=begun)
 
 
 def generate(config, workdir: str):
