@@ -16,7 +16,7 @@ from jax import Array
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
-from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
+from lpm_jax.models.chunk_attention import Source, chunk_attend, source_of
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
 from lpm_jax.models.spread import gather_into, scatter_from
@@ -83,13 +83,15 @@ Past = tuple[Array, Array] | Source  # the same of a cache, but turned; or all b
 class Stream:
   """What all blocks share: rotary angles, masks and the embedded text.
 
-  With caches, their tokens come before those of the call in the mask.
+  With caches, their tokens come before those of the call in the mask. Grids of tokens [B, G, N, D]
+  that all have one modulation may come folded, as one of [B, 1, G N, D].
   """
 
   turn: rotary.Turn  # of the tokens of this call
   mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
   text: Array  # [B, L, D]
-  frames: int  # latent frames of video, the rest of a sequence are references
+  grids: int  # latent frames of video, then references
+  frames: int  # latent frames of video
   seen: Array | None = None  # bool [B, G]: the same by grids, where all tokens look at the same
   audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
 
@@ -108,17 +110,14 @@ class SelfAttention(nnx.Module):
     self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
     """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
-    grids = x_bgnd.shape[1]
+    folds = x_bgnd.shape[1]
     query, key, value = gather_into(x_bgnd, (self.query, self.key, self.value))
     query, key = self.query_norm(query), self.key_norm(key)
     if past and self.attention == "chunk":
       query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
-      seen = self._over_caches(query, key, value, stream, past)
-      return scatter_from([rearrange(seen, "b k (g n) d -> b g n (k d)", g=grids)], [self.out]), (
-        key,
-        value,
-      )
-    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
+      seen, kept = self._over_caches(query, key, value, stream, past)
+      return scatter_from([_join_first(seen, folds)], [self.out]), kept
+    kept = tuple(_grids(_heads_first(x, self.heads), stream.grids) for x in (key, value))
     query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
     query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
     keys, values = (
@@ -126,17 +125,16 @@ class SelfAttention(nnx.Module):
       for i, own in enumerate((key, value))
     )
     seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
-    return scatter_from([_join(seen, grids)], [self.out]), kept
+    return scatter_from([_join(seen, folds)], [self.out]), kept
 
   def _over_caches(
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
-  ) -> Array:
-    """Attention [B, K, G N, d] of query [B, K, G, N, d] over caches and the chunk itself."""
-    flat = (rearrange(x, "b k g n d -> b k (g n) d") for x in (query, key))
-    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in flat)
-    norm, turned = largest_norm(turned), turned.reshape(key.shape)
-    own = Source(turned[None, None], value[None, None], norm, jnp.zeros(2, jnp.int32))
-    return chunk_attend(query, [*past, own], stream.seen)
+  ) -> tuple[Array, Kept]:
+    """Attention of query [B, K, S, d] over caches and the chunk itself, which is kept."""
+    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
+    key, turned, value = (_grids(x, stream.grids) for x in (key, turned, value))
+    own = source_of(turned, value)
+    return chunk_attend(query, [*past, own], stream.seen), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -156,7 +154,7 @@ class TextAudioAttention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.window = config.heads, window
+    self.heads, self.window, self.attention = config.heads, window, config.attention
     self.query, self.query_norm = dense(), RMSNorm(config.width)
     self.text_key, self.text_value = dense(), dense()
     self.text_key_norm = RMSNorm(config.width)
@@ -166,19 +164,25 @@ class TextAudioAttention(nnx.Module):
     self.audio_key_norm = RMSNorm(config.width)
     self.audio_out = dense(axes=("heads", "embed"), bias=False)
 
-  def __call__(
-    self, x_bfnd: Array, text: Array, audio: Array, audible: Array | None = None
-  ) -> Array:
-    """x [B, F, N, D], text [B, L, D], audio [B, past + F, A, D_audio] -> [B, F, N, D].
-
-    `audible` bool [F, past + F] hides frames of audio that the window would let through.
-    """
-    frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
-    past = audio.shape[1] - frames
+  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
+    """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the same shape as x."""
+    folds, frames, per_frame = x_bfnd.shape[1], stream.frames, audio.shape[2]
+    tokens, past = folds * x_bfnd.shape[2] // frames, audio.shape[1] - frames
     (query,) = gather_into(x_bfnd, (self.query,))
-    query = _heads(_sequence(self.query_norm(query)), self.heads)
-    text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
-    seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
+    query = self.query_norm(query)
+    text_key = self.text_key_norm(self.text_key(stream.text))
+    text_value = self.text_value(stream.text)
+    if cached and self.attention == "chunk":
+      key, value = (_heads_first(x[:, None], self.heads) for x in (text_key, text_value))
+      source = source_of(_grids(key, 1), _grids(value, 1))
+      there = jnp.ones((len(key), 1), bool)
+      seen = chunk_attend(_heads_first(query, self.heads), [source], there)
+      seen = _join_first(seen, folds)
+      query = _heads(_sequence(query), self.heads)
+    else:
+      query = _heads(_sequence(query), self.heads)
+      seen = attend(query, _heads(text_key, self.heads), _heads(text_value, self.heads))
+      seen = _join(seen, folds)
 
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
@@ -186,8 +190,8 @@ class TextAudioAttention(nnx.Module):
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
-    if audible is not None:
-      mask = mask & jnp.repeat(audible, per_frame, axis=1)
+    if stream.audible is not None:
+      mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
     mask = jnp.repeat(mask, tokens, axis=0)
     heard = attend(
       rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None])),
@@ -195,8 +199,7 @@ class TextAudioAttention(nnx.Module):
       _heads(self.audio_value(audio), self.heads),
       mask=mask[None, None],
     )
-    both = [_join(seen, frames), _join(heard, frames)]
-    return scatter_from(both, (self.text_out, self.audio_out))
+    return scatter_from([seen, _join(heard, folds)], (self.text_out, self.audio_out))
 
 
 class SpreadFeedForward(FeedForward):
@@ -235,7 +238,7 @@ class Block(nnx.Module):
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Returns x and its keys and values; `past` are those of the caches.
+    Folded grids have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are those of the caches.
     """
     table = modulation + self.modulation[...]
     shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
@@ -246,7 +249,7 @@ class Block(nnx.Module):
 
     video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
     normed = self.cross_norm(video)
-    video = video + self.cross_attention(normed, stream.text, audio, stream.audible)
+    video = video + self.cross_attention(normed, audio, stream, bool(past))
     x_bgnd = jnp.concatenate([video, references], axis=1)
 
     normed = modulate(x_bgnd, shift2, scale2)
@@ -282,7 +285,15 @@ def _heads(x: Array, heads: int) -> Array:
 
 
 def _heads_first(x_bgnd: Array, heads: int) -> Array:
-  return rearrange(x_bgnd, "b g n (k d) -> b k g n d", k=heads)
+  return rearrange(x_bgnd, "b g n (k d) -> b k (g n) d", k=heads)
+
+
+def _grids(x_bksd: Array, grids: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b k g n d", g=grids)
+
+
+def _join_first(x_bksd: Array, folds: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b g n (k d)", g=folds)
 
 
 def _join(x: Array, grids: int) -> Array:
