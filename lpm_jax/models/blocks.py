@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
-from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
+from lpm_jax.models.chunk_attention import Source, chunk_attend, source_of
 from lpm_jax.models.context import EXCHANGES, Grids, attend_from_video, attend_grids
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
@@ -135,28 +135,30 @@ class SelfAttention(nnx.Module):
     self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
     """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
+    folds = x_bgnd.shape[1]
     query, key, value = (
       checkpoint_name(x, PROJECTIONS)
       for x in gather_into(x_bgnd, (self.query, self.key, self.value))
     )
     query, key = self.query_norm(query), self.key_norm(key)
-    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
     if past and self.attention == "chunk":
-      seen = self._over_caches(_heads_first(query, self.heads), *kept, stream, past)
-      joined = rearrange(seen, "b k (g n) d -> b g n (k d)", g=x_bgnd.shape[1])
-      return scatter_from([joined], [self.out]), kept
-    query, key, value = (_heads(x, self.heads) for x in (query, key, value))
-    query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
+      query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
+      seen, kept = self._over_caches(query, key, value, stream, past)
+      return scatter_from([_join_first(seen, folds)], [self.out]), kept
+    kept = tuple(_grids(_heads_first(x, self.heads), stream.grids.count) for x in (key, value))
     if past:
+      query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
+      query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
       keys, values = (
-        jnp.concatenate(
-          [*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), _sequence(own)], axis=1
-        )
+        jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
         for i, own in enumerate((key, value))
       )
-      seen = attend(_sequence(query), keys, values, mask=stream.mask)
-      seen = seen.reshape(query.shape)
+      seen = rearrange(
+        attend(query, keys, values, mask=stream.mask), "b (g n) k d -> b g n k d", g=folds
+      )
     else:
+      query, key, value = (_heads(x, self.heads) for x in (query, key, value))
+      query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
       seen = attend_grids(
         query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
       )
@@ -164,13 +166,12 @@ class SelfAttention(nnx.Module):
 
   def _over_caches(
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
-  ) -> Array:
-    """Attention [B, K, G N, d] of query [B, K, G, N, d] over caches and the chunk itself."""
-    flat = (rearrange(x, "b k g n d -> b k (g n) d") for x in (query, key))
-    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in flat)
-    norm, turned = largest_norm(turned), turned.reshape(key.shape)
-    own = Source(turned[None, None], value[None, None], norm, jnp.zeros(2, jnp.int32))
-    return chunk_attend(query, [*past, own], stream.seen)
+  ) -> tuple[Array, Kept]:
+    """Attention of query [B, K, S, d] over caches and the chunk itself, which is kept."""
+    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
+    key, turned, value = (_grids(x, stream.grids) for x in (key, turned, value))
+    own = source_of(turned, value)
+    return chunk_attend(query, [*past, own], stream.seen), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -200,36 +201,44 @@ class TextAudioAttention(nnx.Module):
     self.audio_key_norm = RMSNorm(config.width)
     self.audio_out = dense(axes=("heads", "embed"), bias=False)
 
-  def __call__(
-    self, x_bfnd: Array, text: Array, audio: Array, audible: Array | None = None
-  ) -> Array:
-    """x [B, F, N, D], text [B, L, D], audio [B, past + F, A, D_audio] -> [B, F, N, D].
-
-    `audible` bool [F, past + F] hides frames of audio that the window would let through.
-    """
-    frames, per_frame = x_bfnd.shape[1], audio.shape[2]
-    past = audio.shape[1] - frames
+  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
+    """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the same shape as x."""
+    folds, frames, per_frame = x_bfnd.shape[1], stream.frames, audio.shape[2]
+    tokens, past = folds * x_bfnd.shape[2] // frames, audio.shape[1] - frames
     (query,) = gather_into(x_bfnd, (self.query,))
-    query = _heads(self.query_norm(query), self.heads)
-    text_key, text_value = self.text_key_norm(self.text_key(text)), self.text_value(text)
-    seen = attend_from_video(
-      query, _heads(text_key, self.heads), _heads(text_value, self.heads), kernel=self.attention
-    )
+    query = self.query_norm(query)
+    text_key = self.text_key_norm(self.text_key(stream.text))
+    text_value = self.text_value(stream.text)
+    if cached and self.attention == "chunk":
+      key, value = (_heads_first(x[:, None], self.heads) for x in (text_key, text_value))
+      source = source_of(_grids(key, 1), _grids(value, 1))
+      there = jnp.ones((len(key), 1), bool)
+      seen = chunk_attend(_heads_first(query, self.heads), [source], there)
+      seen = _join_first(seen, folds)
+      query = _heads(query, self.heads)
+    else:
+      query = _heads(query, self.heads)
+      text = (_heads(x, self.heads) for x in (text_key, text_value))
+      seen = _join(attend_from_video(query, *text, kernel="dense" if cached else self.attention))
+
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
     query_time = ((past + jnp.arange(frames)) * per_frame)[:, None]
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
-    if audible is not None:
-      mask = mask & jnp.repeat(audible, per_frame, axis=1)
+    if stream.audible is not None:
+      mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
+    mask = mask[:, None]
+    if folds == 1:  # tokens of all frames lie in one grid
+      query_time, mask = (jnp.repeat(x, tokens, axis=0).swapaxes(0, 1) for x in (query_time, mask))
     heard = attend_from_video(
       rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
       mask=mask,
     )
-    return scatter_from([_join(seen), _join(heard)], (self.text_out, self.audio_out))
+    return scatter_from([seen, _join(heard)], (self.text_out, self.audio_out))
 
 
 class SpreadFeedForward(FeedForward):
@@ -268,7 +277,8 @@ class Block(nnx.Module):
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Returns x and its keys and values; `past` are those of the caches.
+    Folded grids have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are
+    those of the caches.
     """
     table = modulation + self.modulation[...]
     shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
@@ -279,7 +289,7 @@ class Block(nnx.Module):
 
     video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
     normed = self.cross_norm(video)
-    video = video + self.cross_attention(normed, stream.text, audio, stream.audible)
+    video = video + self.cross_attention(normed, audio, stream, bool(past))
     x_bgnd = jnp.concatenate([video, references], axis=1)
 
     normed = modulate(x_bgnd, shift2, scale2)
@@ -317,12 +327,19 @@ def _join(x: Array) -> Array:
 
 
 def _heads_first(x_bgnd: Array, heads: int) -> Array:
-  return rearrange(x_bgnd, "b g n (k d) -> b k g n d", k=heads)
+  return rearrange(x_bgnd, "b g n (k d) -> b k (g n) d", k=heads)
 
 
-def _sequence(x: Array) -> Array:
-  """[B, G, N, K, d] -> [B, G N, K, d]."""
-  return rearrange(x, "b g n k d -> b (g n) k d")
+def _grids(x_bksd: Array, grids: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b k g n d", g=grids)
+
+
+def _join_first(x_bksd: Array, folds: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b g n (k d)", g=folds)
+
+
+def _sequence(x_bgnd: Array) -> Array:
+  return rearrange(x_bgnd, "b g n d -> b (g n) d")
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

@@ -83,6 +83,12 @@ def chunk_attend(
   )(*given)
 
 
+def source_of(key: Array, value: Array) -> Source:
+  """Keys and values of one block alone, [B, K, G, N, d]."""
+  norm = largest_norm(key.reshape(*key.shape[:2], -1, key.shape[-1]))
+  return Source(key[None, None], value[None, None], norm, jnp.zeros(2, jnp.int32))
+
+
 def largest_norm(x: Array) -> Array:
   """Largest Euclidean norm of each head: [..., B, K, tokens, d] -> fp32 [..., B, K]."""
   return jnp.sqrt(jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1), axis=-1))

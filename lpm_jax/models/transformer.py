@@ -99,7 +99,8 @@ class VideoTransformer(nnx.Module):
     """The next chunk of a stream, which sees itself and what is in its caches.
 
     Args:
-      latents, timestep: see __call__; the F frames are one chunk.
+      latents, timestep: see __call__; the F frames are one chunk. A timestep [B, 1] is that of all
+        frames: their tokens are then one sequence.
       conditions: with audio of frames before the chunk, then its own: speak and listen are
         [B, past + F, A, D_audio]; no references ([B, 0, ...]), for the cache has them.
       caches: what came before; `turned` makes them ready once for all calls of a chunk.
@@ -143,7 +144,10 @@ class VideoTransformer(nnx.Module):
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
-    x_bgnd = spread(self.patch_in(_patchify(pictures, self.config.patch)))
+    patches = _patchify(pictures, self.config.patch)
+    if times.shape[1] == 1:
+      patches = rearrange(patches, "b g n d -> b 1 (g n) d")
+    x_bgnd = spread(self.patch_in(patches))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
       turn=self._turn(place, *latents.shape[2:4]),
@@ -161,11 +165,10 @@ class VideoTransformer(nnx.Module):
     x_bfnd, embedding = x_bgnd[:, :frames], embedding[:, :frames]
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
-    rows = latents.shape[2] // self.config.patch[0]
     velocity = rearrange(
-      out,
+      out.reshape(*latents.shape[:2], -1, out.shape[-1]),
       "b f (r c) (p q d) -> b f (r p) (c q) d",
-      r=rows,
+      r=latents.shape[2] // self.config.patch[0],
       p=self.config.patch[0],
       q=self.config.patch[1],
     )
@@ -243,7 +246,7 @@ def _check_shapes(
   batch, frames, height, width, channels = latents.shape
   wanted = {
     "latents": (latents.shape, (batch, frames, height, width, config.channels)),
-    "timestep": (timestep.shape, (batch, frames)),
+    "timestep": (timestep.shape, (batch, 1 if timestep.shape[1] == 1 else frames)),
     "text": (conditions.text.shape[::2], (batch, config.text_width)),
     "references": (conditions.references.shape, (*_slots(conditions), height, width, channels)),
     "reference_kind": (conditions.reference_kind.shape, conditions.reference_label.shape),

@@ -234,7 +234,7 @@ def _evaluate(
   conditions: Conditions,
 ) -> tuple[Array, KVCache]:
   """Noises latents to a timestep and predicts them clean; also what they leave behind there."""
-  t = jnp.full(clean.shape[:2], level)
+  t = jnp.full((len(clean), 1), level)
   noisy = flow.add_noise(clean, noise, t)
   velocity, kept = model.extend(noisy, t, conditions, *past)
   return flow.velocity_to_clean(noisy, velocity, t), kept
