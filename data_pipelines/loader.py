@@ -16,6 +16,7 @@ from data_pipelines.clip import (
   fitted_audio,
   fitted_rows,
 )
+from data_pipelines.memory import keep_large_buffers
 from lpm_jax.models.text import tokenize
 
 Stages = Sequence[tuple[int, grain.MapDataset]]
@@ -92,6 +93,7 @@ def batches(
     raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count}")
   finite = isinstance(dataset, grain.MapDataset)
   stages = [(_FOREVER, endless(dataset, seed))] if finite else dataset
+  keep_large_buffers()
   rows = batch_size // process_count
   offset = process_index * rows
 
