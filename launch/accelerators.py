@@ -106,7 +106,9 @@ def find_slice(accelerator: str, topology: str = "") -> Slice:
   if found is None:
     near = difflib.get_close_matches(accelerator, known, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(f"accelerator: found {accelerator!r}{hint}, expected one of {', '.join(known)}")
+    raise ValueError(
+      f"accelerator: found {accelerator!r}{hint}, expected one of {', '.join(known)}"
+    )
   if topology and _sorted(topology) != found.topology:
     raise ValueError(
       f"topology: found {topology}, expected {found.topology}, which {accelerator} is "

@@ -1,9 +1,10 @@
 # What every host of a slice runs at every boot, as root. The lines above this one, written by
 # launch/tpu_vm.py, say NAME, IMAGE, WORKDIR, DATA, GRACE, RESTARTS and COMMAND.
 #
-# Starts the run again after a preemption that left the host alive, and after failures as often as
-# RESTARTS says; a host that is rebooted or replaced begins here anew. The last exit code goes to
-# WORKDIR/launch/NAME/HOST, where `launch.submit` waits for it.
+# Starts the run again as often as RESTARTS says, whatever code it ended with: the hosts of a run end
+# together, with 75 (start me again) where another one failed. A host that is rebooted or replaced
+# begins here anew. The last exit code goes to WORKDIR/launch/NAME/HOST, where `launch.submit` waits
+# for it.
 set -euo pipefail
 export PATH="$PATH:/snap/bin"
 say() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*"; }
@@ -67,10 +68,8 @@ while true; do
   # A host that shuts down comes back, or another one does, and begins at the top.
   [[ $(systemctl is-system-running || true) == stopping ]] && exit 0
   ((code == 0)) && break
-  if ((code != 75)); then # 75: preempted, checkpoint saved, start me again
-    ((restarts >= RESTARTS)) && break
-    restarts=$((restarts + 1))
-  fi
+  ((restarts >= RESTARTS)) && break
+  restarts=$((restarts + 1))
   sleep 10
 done
 report "$code"

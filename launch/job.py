@@ -5,12 +5,9 @@ import importlib.util
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 
 from launch.accelerators import Slice
-
-# `lpm train` exits with this code when it was told to stop and has saved: start it again, at no
-# charge to the number of restarts (sysexits.h: EX_TEMPFAIL).
-EXIT_AGAIN = 75
 
 DATA_MOUNT = "/data"
 
@@ -26,7 +23,8 @@ class Job:
     storage: xpk's name of such a folder, which is attached to a cluster once.
     capacity: spot, reserved or on-demand.
     grace: seconds between SIGTERM and SIGKILL, for the last checkpoint.
-    restarts: how often a failed run starts again; preemptions do not count.
+    restarts: how often a run starts again that ended with any code but 0. Where slices were taken
+      away, that does not count; on xpk it does.
   """
 
   name: str
@@ -45,7 +43,7 @@ class Job:
   data: str = ""
   storage: str = ""
   grace: int = 300
-  restarts: int = 20
+  restarts: int = 50
 
   @property
   def hosts(self) -> int:
@@ -110,8 +108,8 @@ def check(job: Job, platform: str):
     not (job.data and platform == "xpk"),
     "data",
     job.data,
-    "none on xpk: attach it once, `xpk storage attach NAME --type=gcsfuse --bucket=BUCKET "
-    f"--mount-point={DATA_MOUNT} --readonly=true --auto-mount=false ...`, and name it with --storage",
+    "none on xpk: attach it once, `xpk storage attach NAME --type=gcsfuse --bucket=... "
+    f"--mount-point={DATA_MOUNT} --readonly=true --auto-mount=false`, and name it with --storage",
   )
   expect(platform == "xpk" or not job.storage, "storage", job.storage, "none: xpk alone has it")
   named = platform == "xpk" and job.capacity == "reserved"
@@ -123,8 +121,12 @@ def check(job: Job, platform: str):
   )
 
 
-def check_config(config: str, job: Job):
+def check_config(config: str, words: Sequence[str], job: Job):
   """Loads FILE[:arg] as `lpm` will and compares its mesh with the devices of the job.
+
+  Args:
+    config: FILE[:arg].
+    words: --config.KEY=VALUE; those of the mesh count here.
 
   Raises:
     ValueError: the file or the preset is not there, or the mesh does not fit the devices.
@@ -137,6 +139,9 @@ def check_config(config: str, job: Job):
   spec.loader.exec_module(module)
   loaded = module.get_config(arg or None)
   mesh = dict(loaded.get("sharding", {}).get("mesh", {}))
+  for word in words:
+    if changed := re.fullmatch(r"--config\.sharding\.mesh\.(\w+)=(-?\d+)", word):
+      mesh[changed[1]] = int(changed[2])
   devices = job.slices * job.slice.devices
   fixed = math.prod(size for size in mesh.values() if size != -1)
   fits = devices % fixed == 0 if -1 in mesh.values() else devices == fixed

@@ -5,7 +5,7 @@ import pathlib
 import jinja2
 
 from launch.accelerators import CHIPS_PER_HOST
-from launch.job import DATA_MOUNT, EXIT_AGAIN, Job, split_bucket
+from launch.job import DATA_MOUNT, Job, split_bucket
 
 _TEMPLATE = pathlib.Path(__file__).with_name("jobset.yaml.j2")
 
@@ -22,7 +22,6 @@ def render(job: Job) -> str:
     restarts=job.restarts,
     slices=job.slices,
     slice=job.slice,
-    exit_again=EXIT_AGAIN,
     bucket=bucket,
     prefix=prefix,
     grace=job.grace,

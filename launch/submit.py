@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   add("--data", default="", help="gs://BUCKET/FOLDER, read-only at /data")
   add("--storage", default="", help="xpk: name of an attached storage")
   add("--grace", type=int, default=300, help="seconds for the last checkpoint")
-  add("--restarts", type=int, default=20, help="after failures; preemptions are free")
+  add("--restarts", type=int, default=50, help="of a run that ended with any code but 0")
   add("--dry-run", action="store_true", help="print what would be submitted, do nothing")
   own, words = (argv, []) if "--" not in argv else _split(argv)
   args = parser.parse_args(own)
@@ -93,7 +93,7 @@ def make_job(args: argparse.Namespace) -> Job:
     restarts=args.restarts,
   )
   check(job, args.platform)
-  check_config(args.config, job)
+  check_config(args.config, args.words, job)
   return job
 
 

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from launch.job import EXIT_AGAIN, Job
+from launch.job import Job
 
 _HOST = pathlib.Path(__file__).with_name("host.sh")
 # A queued resource in any other state is on its way to ACTIVE, or is ACTIVE.

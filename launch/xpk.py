@@ -9,11 +9,13 @@ from launch.job import Job
 def create(job: Job) -> list[str]:
   """`xpk workload create`.
 
-  xpk fails a workload for good at any exit code but 42 and 127-255. Here a failed run starts again
-  whatever its code (a host that loses its neighbour ends with 1), so all are named. Preemptions are
-  counted among `--max-restarts`, unlike in our own manifest: xpk has no rule to tell them apart.
+  xpk fails a workload for good at any exit code but 42 and 127-255. Here a run starts again
+  whatever its code (75 is `lpm train` asking for it; a host that loses another may end with 1), so
+  all are named. Preemptions count too, unlike in our own manifest: xpk has no rule to tell them
+  apart.
 
-  `exec`, because xpk sends SIGTERM to the shell it wraps the command in, not to what runs there.
+  `exec`, because xpk sends SIGTERM to the subshell it starts the command in: what runs there must
+  be lpm itself, whatever the shell makes of a lone command.
   """
   capacity = {
     "spot": ["--spot"],

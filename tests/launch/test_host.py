@@ -80,15 +80,15 @@ def test_the_command_reaches_the_image_with_the_grace_time(host, tmp_path):
   assert "/data" not in line
 
 
-def test_exit_code_75_starts_again_without_being_counted(host, tmp_path):
-  host([75, 75, 75, 0], restarts=0)
+def test_exit_code_75_and_failures_start_the_run_again(host, tmp_path):
+  host([75, 134, 1, 0], restarts=3)
   assert len(runs(tmp_path)) == 4
   assert (tmp_path / "reported").read_text() == "t1v-n-1234-w-0 0\n"
 
 
-def test_failures_are_counted_and_the_last_one_is_reported(host, tmp_path):
-  host([134, 75, 1, 139, 0], restarts=2)
-  assert len(runs(tmp_path)) == 4
+def test_restarts_are_counted_and_the_last_one_is_reported(host, tmp_path):
+  host([134, 75, 139, 0], restarts=2)
+  assert len(runs(tmp_path)) == 3
   assert (tmp_path / "reported").read_text() == "t1v-n-1234-w-0 139\n"
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from launch import jobset
 from launch.accelerators import SLICES, find_slice
-from launch.job import EXIT_AGAIN, Job
+from launch.job import Job
 
 _SCHEMA = pathlib.Path(__file__).parents[1] / "fixtures" / "jobset_schema.json"
 JOB = Job(
@@ -58,7 +58,7 @@ def test_manifests_fit_the_schema_of_jobset(one, changes, validator):
     ("spec.replicatedJobs.0.replicas", "2"),
     ("spec.replicatedJobs.0.template.spec.template.spec.terminationGracePeriod", 300),
     ("spec.replicatedJobs.0.template.spec.template.spec.containers.0.resource", {}),
-    ("spec.replicatedJobs.0.template.spec.podFailurePolicy.rules.0.onExitCodes.values", ["75"]),
+    ("spec.replicatedJobs.0.template.spec.podFailurePolicy.rules.0.onPodConditions.0.type", 75),
     ("kind", "Job"),
   ],
 )
@@ -96,7 +96,7 @@ def test_the_command_arrives_word_for_word():
   assert container["args"] == list(JOB.command)
 
 
-def restarts(exit_code: int | None, disrupted: bool) -> str:
+def restarts(exit_code: int, disrupted: bool) -> str:
   """What becomes of the job set when a pod ends: the rules of Kubernetes and JobSet, by hand.
 
   Kubernetes takes the first rule of a podFailurePolicy that matches; with backoffLimit 0 any failed
@@ -106,11 +106,10 @@ def restarts(exit_code: int | None, disrupted: bool) -> str:
   assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
   reason = "BackoffLimitExceeded"
   for rule in job["podFailurePolicy"]["rules"]:
-    codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions", [])
-    by_code = codes and codes["operator"] == "In" and exit_code in codes["values"]
-    if by_code or any(c == {"type": "DisruptionTarget", "status": "True"} for c in conditions) * (
-      disrupted
-    ):
+    codes, conditions = rule.get("onExitCodes", {}), rule.get("onPodConditions", [])
+    by_code = (exit_code in codes.get("values", ())) == (codes.get("operator") == "In") and codes
+    by_condition = disrupted and {"type": "DisruptionTarget", "status": "True"} in conditions
+    if by_code or by_condition:
       assert rule["action"] == "FailJob"
       reason = "PodFailurePolicy"
       break
@@ -123,8 +122,8 @@ def restarts(exit_code: int | None, disrupted: bool) -> str:
 @pytest.mark.parametrize(
   ("exit_code", "disrupted", "action"),
   [
-    (EXIT_AGAIN, True, "RestartJobSetAndIgnoreMaxRestarts"),
-    (EXIT_AGAIN, False, "RestartJobSetAndIgnoreMaxRestarts"),
+    (75, True, "RestartJobSetAndIgnoreMaxRestarts"),
+    (75, False, "RestartJobSet"),
     (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
     (1, False, "RestartJobSet"),
     (137, False, "RestartJobSet"),

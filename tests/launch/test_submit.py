@@ -15,7 +15,7 @@ _COMMON = (
   "--config=tests/launch/config.py",
   "--workdir=gs://my-bucket/runs/base_480p",
 )
-# One case a platform; together they have one and several slices, each capacity, data and extra words.
+# One case a platform; together they have one and several slices, data, and words for lpm.
 CASES = {
   "tpu-vm": (
     "--accelerator=v5p-256",
@@ -98,6 +98,7 @@ def test_a_mesh_without_a_free_axis_must_be_all_of_the_devices(capsys):
   assert "128 devices" in capsys.readouterr().out
   with pytest.raises(SystemExit, match="does not fit the 256 devices of 2 x v5p-256"):
     submit.main([*words, "--slices=2"])
+  submit.main([*words, "--slices=2", "--", "--config.sharding.mesh.data=4"])
 
 
 def test_tpu7x_cannot_be_had_as_a_tpu_vm():

@@ -133,7 +133,7 @@ def test_a_refused_request_is_not_repeated():
 
 
 def test_failures_of_running_slices_are_counted():
-  cloud = Cloud(*[["ACTIVE", "FAILED"]] * 30)
+  cloud = Cloud(*[["ACTIVE", "FAILED"]] * (_JOB.restarts + 5))
   with pytest.raises(tpu_vm.LaunchError, match="failed"):
     cloud.supervise()
   assert cloud.created == _JOB.restarts + 1

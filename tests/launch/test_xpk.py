@@ -43,13 +43,17 @@ def test_xpk_knows_every_slice_by_the_same_name_and_shape(one):
     "UserFacingNameToSystemCharacteristics as table; s = table[sys.argv[1]]; "
     "print(s.topology, s.vms_per_slice, s.chips_per_vm, s.gke_accelerator, s.gce_machine_type)"
   )
-  done = subprocess.run([python, "-c", script, one.accelerator_type], capture_output=True, text=True)
+  done = subprocess.run(
+    [python, "-c", script, one.accelerator_type], capture_output=True, text=True
+  )
   ours = f"{one.topology} {one.hosts} 4 {one.kind.gke} {one.kind.machine}"
   assert done.stdout.strip() == ours, done.stderr
 
 
 @needs_xpk
-@pytest.mark.parametrize(("accelerator", "slices"), [("v5p-256", 2), ("v6e-256", 1), ("tpu7x-128", 1)])
+@pytest.mark.parametrize(
+  ("accelerator", "slices"), [("v5p-256", 2), ("v6e-256", 1), ("tpu7x-128", 1)]
+)
 def test_our_manifest_asks_for_what_xpk_asks_for(accelerator, slices, tmp_path):
   job = dataclasses.replace(JOB, slice=find_slice(accelerator), slices=slices)
 
