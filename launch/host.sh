@@ -1,5 +1,6 @@
 # What every host of a slice runs at every boot, as root. The lines above this one, written by
-# launch/tpu_vm.py, say NAME, IMAGE, WORKDIR, DATA, GRACE, RESTARTS and COMMAND.
+# launch/tpu_vm.py, say NAME, IMAGE, WORKDIR, DATA, GRACE, RESTARTS, COMMAND and
+# ENVIRONMENT.
 #
 # Starts the run again as often as RESTARTS says, whatever code it ended with: the hosts of a run end
 # together, with 75 (start me again) where another one failed. A host that is rebooted or replaced
@@ -51,6 +52,9 @@ again() { # command: five times, half a minute apart
   return 1
 }
 
+variables=()
+for variable in "${ENVIRONMENT[@]}"; do variables+=(--env "$variable"); done
+
 again pull || { report 1; exit 1; }
 volumes=()
 if [[ -n $DATA ]]; then
@@ -63,7 +67,8 @@ while true; do
   docker rm --force "$NAME" >/dev/null 2>&1 || true
   code=0
   docker run --name "$NAME" --network host --privileged --user 0 --shm-size 16g \
-    --stop-timeout "$GRACE" --log-driver gcplogs "${volumes[@]}" "$IMAGE" "${COMMAND[@]}" || code=$?
+    --stop-timeout "$GRACE" --log-driver gcplogs "${volumes[@]}" "${variables[@]}" \
+    "$IMAGE" "${COMMAND[@]}" || code=$?
   say "exit code $code"
   # A host that shuts down comes back, or another one does, and begins at the top.
   [[ $(systemctl is-system-running || true) == stopping ]] && exit 0

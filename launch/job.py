@@ -49,6 +49,11 @@ class Job:
   def hosts(self) -> int:
     return self.slices * self.slice.hosts
 
+  @property
+  def environment(self) -> dict[str, str]:
+    """Variables of every host: programs compiled once are there after a restart."""
+    return {"JAX_COMPILATION_CACHE_DIR": f"{self.workdir.rstrip('/')}/compiled"}
+
 
 def split_bucket(url: str) -> tuple[str, str]:
   """gs://BUCKET/PREFIX -> (BUCKET, PREFIX)."""

@@ -29,6 +29,7 @@ def render(job: Job) -> str:
     capacity=job.capacity,
     image=job.image,
     command=list(job.command),
+    environment=job.environment,
     chips_per_host=CHIPS_PER_HOST,
     data_mount=DATA_MOUNT,
   )

@@ -35,7 +35,9 @@ def startup_script(job: Job) -> str:
   )
   lines = ["#!/usr/bin/env bash"]
   lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-  lines += [f"COMMAND=({shlex.join(job.command)})", ""]
+  lines += [f"COMMAND=({shlex.join(job.command)})"]
+  variables = [f"{name}={value}" for name, value in job.environment.items()]
+  lines += [f"ENVIRONMENT=({shlex.join(variables)})", ""]
   return "\n".join(lines) + _HOST.read_text()
 
 

@@ -34,6 +34,7 @@ def create(job: Job) -> list[str]:
     f"--max-restarts={job.restarts}",
     "--restart-on-exit-codes=1-126",
     f"--termination-grace-period-seconds={job.grace}",
+    *(f"--env={name}={value}" for name, value in job.environment.items()),
     *capacity,
     *([f"--storage={job.storage}"] if job.storage else []),
     f"--command=exec {shlex.join(['lpm', *job.command])}",

@@ -77,6 +77,7 @@ def test_the_command_reaches_the_image_with_the_grace_time(host, tmp_path):
   (line,) = runs(tmp_path)
   assert line.endswith(" ".join([JOB.image, *JOB.command]))
   assert "--stop-timeout 123" in line
+  assert "--env JAX_COMPILATION_CACHE_DIR=gs://bucket/w/compiled" in line
   assert "/data" not in line
 
 

@@ -1,4 +1,6 @@
 import pathlib
+import shlex
+import string
 import subprocess
 import sys
 
@@ -128,3 +130,20 @@ def test_accelerator_types_count_tensor_cores_and_topologies_chips():
     assert find_slice(one.accelerator_type) == one
     assert find_slice(f"{one.family}:{one.topology}") == one
   assert find_slice("v5p:8x8x4") == find_slice("v5p-512")
+
+
+def documented() -> list[list[str]]:
+  """The commands of docs/pods.md, with its variables filled in."""
+  text = (pathlib.Path(__file__).parents[2] / "docs" / "pods.md").read_text()
+  values = dict(
+    PROJECT="my-project", ZONE="us-east5-a", BUCKET="my-bucket", ACCOUNT="lpm@p.iam", IMAGE="r/x:1"
+  )
+  text = string.Template(text.replace("\\\n", " ")).safe_substitute(values)
+  lines = [line for line in text.splitlines() if line.startswith("python -m launch.submit")]
+  return [shlex.split(line)[3:] for line in lines]
+
+
+@pytest.mark.parametrize("words", documented(), ids=lambda words: words[0])
+def test_documented_commands_are_accepted(words, capsys):
+  submit.main(["run", "--dry-run", *words])
+  assert capsys.readouterr().out.startswith("# 2 x v5p-256: 256 chips")

@@ -74,6 +74,7 @@ def test_our_manifest_asks_for_what_xpk_asks_for(accelerator, slices, tmp_path):
       restart=(pod["restartPolicy"], whole["spec"]["failurePolicy"]["maxRestarts"]),
       grace=pod["terminationGracePeriodSeconds"],
       image=container["image"],
+      environment=container["env"],
       resources=container["resources"],
       privileged=container["securityContext"]["privileged"],
       shared_memory=container["volumeMounts"][0]["mountPath"],
