@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -58,13 +59,15 @@ def in_force(*, stored: Rules | None, **activations: str | Sequence[str]) -> Ite
 
 def size(name: str) -> int:
   """Over how many devices of the mesh in force a logical axis may lie."""
-  mesh = jax.sharding.get_abstract_mesh()
   axes = _current().activations.get(name, ())
   axes = (axes,) if isinstance(axes, str) else axes
-  product = 1
-  for axis in axes:
-    product *= 1 if mesh.empty else mesh.shape[axis]
-  return product
+  return math.prod(axis_size(axis) for axis in axes)
+
+
+def axis_size(axis: str) -> int:
+  """Devices along an axis of the mesh in force; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape[axis]
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:

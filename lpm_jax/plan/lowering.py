@@ -14,7 +14,7 @@ from lpm_jax.parallel.sharding import batch_sharding, tree_shardings
 from lpm_jax.plan import chips
 from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.state import TrainState, create_state
-from lpm_jax.training.step import make_step
+from lpm_jax.training.step import make_step, trace_step
 from lpm_jax.training.task import Task, make_task
 
 
@@ -56,10 +56,9 @@ def trace_train_step(config: ConfigDict, devices: list | None = None) -> Abstrac
     seed=config.seed,
     ema_decay=config.optimiser.ema,
     accumulate=config.get("accumulate", 1),
+    rules=config.sharding.rules,
   )
-  with jax.set_mesh(mesh):
-    traced = jax.jit(step_fn, donate_argnums=0).trace(state, batch)
-  return AbstractStep(task, mesh, state, batch, traced)
+  return AbstractStep(task, mesh, state, batch, trace_step(step_fn, state, batch, mesh))
 
 
 def _described(

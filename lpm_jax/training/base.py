@@ -144,28 +144,38 @@ class BaseTask:
       for name, value in example.items()
     }
 
+  def draw(self, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    """What the loss draws for each clip of a batch: timestep, noise, and conditions to drop.
+
+    The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
+    independently.
+    """
+    settings = self.config.loss
+    keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
+    latents = batch["latents"]
+    drops = {
+      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], latents.shape[:1])
+      for name in CONDITIONS
+    }
+    t = flow.sample_timesteps(keys["t"], len(latents), settings.shift)
+    return {"t": t, "noise": jax.random.normal(keys["noise"], latents.shape), **drops}
+
   def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
     """Flow-matching loss over the latent frames that are not given clean.
 
-    The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
-    independently. `loss.motion` is the share of the loss that counts where the batch moves.
+    `loss.motion` is the share of the loss that counts where the batch moves. What `draw` makes is
+    taken from the batch where it is there.
     """
     del step
-    settings = self.config.loss
-    keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
+    if "noise" not in batch:
+      batch = {**batch, **self.draw(batch, key)}
     latents = batch["latents"].astype(jnp.float32)  # may be stored, and sent here, in bfloat16
-    size, frames = latents.shape[:2]
-    drops = {
-      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], (size,))
-      for name in CONDITIONS
-    }
-    unknown = jnp.arange(frames) >= batch["known"][:, None]
-    t = flow.sample_timesteps(keys["t"], size, settings.shift)
-    t = jnp.where(unknown, t[:, None], 0.0)
-    noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
-    conditions = samples.encode_window(model, {**batch, **drops})
+    unknown = jnp.arange(latents.shape[1]) >= batch["known"][:, None]
+    t, noise = jnp.where(unknown, batch["t"][:, None], 0.0), batch["noise"]
+    conditions = samples.encode_window(model, batch)
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)
-    place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
+    motion = self.config.loss.motion
+    place = 1.0 - motion + motion * flow.motion_map(latents)
     loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place)
     return loss, {}
 
