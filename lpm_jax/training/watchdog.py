@@ -1,9 +1,11 @@
 """Names the process that hangs or has gone, and ends the run; by hand nobody finds it among 64."""
 
+import ctypes
 import dataclasses
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -21,6 +23,7 @@ _BEATS = "lpm/beats/"
 _VERDICT = "lpm/verdict/"
 STEPPING = ("step", "data")  # phases that end within the time limit; others get LONG times as much
 LONG = 4
+_DEAF_SECONDS = 120  # an interpreter that runs no thread for so long is ended from outside of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +113,33 @@ class Watchdog:
 
   def __enter__(self) -> "Watchdog":
     # Two threads: one may be stuck in a call to the coordinator, the other then notices.
+    if self._store:
+      self._name_the_coordinator()
     for body in (self._exchange, self._watch) if self._store else (self._watch,):
       threading.Thread(target=body, name=f"watchdog{body.__name__}", daemon=True).start()
     return self
 
   def __exit__(self, *_: object):
     self._over.set()
+    if self._store:
+      faulthandler.cancel_dump_traceback_later()
+      ctypes.CDLL(None).signal(signal.SIGABRT, None)  # the default
+
+  def _name_the_coordinator(self):
+    """When process 0 dies, JAX's client aborts the others at once: says why, and exits with RETRY.
+
+    The handler is set in C, for Python's run in the main thread only, which waits for a device.
+    """
+
+    def aborted(number: int):
+      del number
+      first = self._beats[0].name if 0 in self._beats else "process 0"
+      message = self._gone() or f"gone, or its host: {first}, the coordinator"
+      os.write(2, f"{self.name}: {message}\n".encode())
+      self._leave(RETRY)
+
+    self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # kept, for C does not
+    ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
 
   def enter(self, phase: str, step: int):
     """The loop goes over to another phase."""
@@ -141,6 +165,7 @@ class Watchdog:
 
   def _exchange(self):
     while not self._over.wait(self._pause):
+      faulthandler.dump_traceback_later(_DEAF_SECONDS + 2 * self._lost, exit=True)
       self._try_exchange()
 
   def _try_exchange(self):
