@@ -29,8 +29,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.path = "data/lpm_latents/train"
   c.data.validation = "data/lpm_latents/validation"
   c.data.height, c.data.width = 480, 832  # pixels; the data decides, `lpm plan` reads this
-  c.data.latent_frames = 31  # 121 video frames, 5 s of the published 3-8 s
-  c.data.slots = 13  # 1 global, up to 4 body views, up to 8 expressions
+  c.data.latent_frames = 32  # 125 video frames, 5.2 s of the published 3-8 s
+  c.data.slots = 8  # of 1 global, up to 4 body views, up to 8 expressions
 
   # model: Wan2.1-14B, with audio K, V and O of 5120 x 5120 in all 40 blocks
   c.model = ConfigDict()
@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     audio_width=5120,
     remat="attention",
     dtype="bfloat16",
+    attention="splash",
   )
   c.model.text = dict(length=512)
   c.model.frozen_text = dict()  # umT5-xxl
