@@ -33,7 +33,7 @@ def model_config(case: Case) -> TransformerConfig:
     hidden=case.hidden,
     text_width=case.text_width,
     audio_width=case.width,
-    remat="nothing_saveable" if case.remat else "none",
+    remat="full" if case.remat else "none",
     dtype=case.dtype,
     attention=case.kernel,
   )
