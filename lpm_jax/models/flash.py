@@ -30,7 +30,7 @@ Blocks = tuple[int, int, int]  # rows, keys, and keys of one product within them
 # with narrow products spill the least; backward, every block of keys leaves a partial gradient of
 # all queries to be written and read again, so they are as wide as fits.
 FORWARD: Blocks = (1024, 2048, 256)
-BACKWARD: Blocks = (1024, 8192, 512)
+BACKWARD: Blocks = (1024, 10240, 512)
 
 
 @dataclasses.dataclass(frozen=True)
