@@ -1,0 +1,105 @@
+"""Bad steps: skipped inside the step, or left out by going back, the same way every time."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from lpm_jax.training import loop
+from lpm_jax.training.guard import Guard, GuardConfig, LossSpikeError, NotFiniteError
+from tests.training.job import losses_of
+from tests.training.toy import toy_config
+
+
+def steps_with(row: int, steps: int = 30) -> list[int]:
+  """Steps whose batch holds a row of the toy data, from the loader itself."""
+  batches = loop.make_batches(loop.make_task(toy_config()), toy_config())
+  return [step for step in range(steps) if row in next(batches)["i"]]
+
+
+def equal(a: object, b: object) -> bool:
+  leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def test_a_skipped_step_leaves_all_but_the_counter(tmp_path: pathlib.Path):
+  bad = steps_with(3)[2]
+  changes = dict(bad_rows=(3,), bad_from=bad, guard__policy="skip", evaluation__log_every=1)
+  changes |= dict(guard={"policy": "skip"})
+  changes.pop("guard__policy")
+  before = loop.train(toy_config(**changes, steps=bad), str(tmp_path / "a"))
+  after = loop.train(toy_config(**changes, steps=bad + 1), str(tmp_path / "b"))
+  # Steps before are the same whatever comes after, for the schedule alone depends on the end.
+  whole = loop.train(toy_config(**changes, steps=30), str(tmp_path / "c"))
+  assert int(before.step) == bad and int(after.step) == bad + 1
+  assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.params)])).all()
+  rows = losses_of(tmp_path / "c")
+  skipped = [step for step in steps_with(3) if step >= bad]
+  assert [step for step in range(30) if step + 1 not in rows] == skipped
+
+
+def test_a_run_that_skips_is_bit_equal_after_a_restart(tmp_path: pathlib.Path):
+  guard = {"policy": "skip", "spike": 3.0, "window": 6}
+  changes = dict(bad_rows=(3,), bad_scale=50.0, bad_from=12, guard=guard, evaluation__log_every=1)
+  whole = loop.train(toy_config(**changes), str(tmp_path / "whole"))
+  assert 0 < 30 - len(losses_of(tmp_path / "whole")) < 15
+  for _ in range(30):  # saved and started again after every step
+    again = loop.train(toy_config(**changes, max_minutes=1e-9), str(tmp_path / "pieces"))
+  assert int(again.step) == 30 and equal(whole, again)
+
+
+def test_rewind_goes_back_and_leaves_the_batches_out(tmp_path: pathlib.Path):
+  bad = next(step for step in steps_with(3) if 10 < step < 20)
+  others = [step for step in steps_with(3) if step > bad]
+  changes = dict(bad_rows=(3,), bad_from=11, guard={"policy": "rewind"}, evaluation__log_every=1)
+  state = loop.train(toy_config(**changes), str(tmp_path))
+  assert int(state.step) == 30 and others
+  # Independently: batches by hand, where each bad one is left out with those since the checkpoint.
+  batches, consumed, step, back = {}, 0, 0, (0, 0)
+  source = loop.make_batches(loop.make_task(toy_config()), toy_config())
+  rows = [next(source)["i"] for _ in range(200)]
+  while step < 30:
+    if 3 in rows[consumed] and step >= 11:
+      consumed, step = consumed + 1, back[0]
+      continue
+    batches[step] = consumed
+    consumed, step = consumed + 1, step + 1
+    back = (step, consumed) if step % 10 == 0 else back
+  restored = loop.Checkpoints(tmp_path, "{}", keep=3).restore(state)
+  data = loop.make_batches(loop.make_task(toy_config()), toy_config())
+  data.set_state(restored.data)
+  np.testing.assert_array_equal(next(data)["i"], rows[consumed])
+  assert consumed > 30
+
+
+def test_rewind_without_a_checkpoint_and_beyond_the_limit_stops(tmp_path: pathlib.Path):
+  guard = {"policy": "rewind", "limit": 2}
+  with pytest.raises(NotFiniteError, match="step 4: loss is nan; newest checkpoint: step None"):
+    loop.train(toy_config(poison=4, guard=guard), str(tmp_path / "early"))
+  with pytest.raises(NotFiniteError, match="step 24: .*went back to step 20 2 times"):
+    loop.train(toy_config(poison=24, guard=guard), str(tmp_path / "often"))
+
+
+def test_limits_are_medians_of_steps_two_and_more_before():
+  guard = Guard(GuardConfig(policy="stop", spike=2.0, window=4))
+  for step, loss in enumerate([1.0, 3.0, 5.0, 7.0, 9.0, 9.5]):
+    assert guard.accepts(step, {"loss": loss, "grad_norm": 10 * loss})
+    known = [1.0, 3.0, 5.0, 7.0, 9.0, 9.5][: max(step, 0)][-4:]  # of the step after: up to step - 1
+    expected = 2 * np.median(known) if len(known) >= 2 else np.inf
+    np.testing.assert_allclose(guard.limits(step + 1), [expected, 10 * expected])
+  with pytest.raises(LossSpikeError, match="step 6: grad_norm is 200, 2 medians are 120"):
+    guard.accepts(6, {"loss": 9.0, "grad_norm": 200.0})
+
+
+def test_too_many_skips_in_a_row_stop():
+  guard = Guard(GuardConfig(policy="skip", limit=2))
+  nan = {"loss": np.nan, "grad_norm": 1.0}
+  assert not guard.accepts(0, nan) and not guard.accepts(1, nan)
+  with pytest.raises(NotFiniteError, match="step 2: loss is nan; 3 steps in a row"):
+    guard.accepts(2, nan)
+
+
+def test_unknown_policies_are_refused():
+  with pytest.raises(ValueError, match="guard.policy: found 'ignore', expected one of"):
+    GuardConfig(policy="ignore")
