@@ -54,10 +54,19 @@ def stream(config, workdir: str):
 
 
 def plan(config, workdir: str):
-  """Compile a stream for a TPU topology that is not there: memory, predicted time, layouts."""
-  from lpm_jax.plan import stream
+  """Compile a train step, or a stream, for a TPU topology that is not there: memory, time."""
+  if "task" not in config:
+    from lpm_jax.plan import stream
 
-  stream.plan(config, workdir)
+    stream.plan(config, workdir)
+  elif config.get("search"):
+    from lpm_jax.plan import search
+
+    search.search(config, workdir)
+  else:
+    from lpm_jax.plan import train
+
+    train.plan(config, workdir)
 
 
 def evaluate(config, workdir: str):

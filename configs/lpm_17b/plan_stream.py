@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # model
   c.transformer = base_480p.get_config().model.transformer
-  c.transformer.attention = "splash"
+  c.transformer.attention = "chunk"
 
   # model of time; see lpm_jax/plan/chips.py
   c.assumed = ConfigDict()  # fields of Chip that replace the table's

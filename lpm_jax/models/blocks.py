@@ -13,11 +13,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
+from lpm_jax.models.chunk_attention import Source, chunk_attend, source_of
+from lpm_jax.models.context import EXCHANGES, Grids, attend_from_video, attend_grids
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
+from lpm_jax.models.remat import PROJECTIONS
 from lpm_jax.models.spread import gather_into, scatter_from
 
 
@@ -37,10 +41,12 @@ class TransformerConfig:
     speak_window: latent frames before and after that a speak block hears.
     listen_window: the same for a listen block; 12 latent frames are 2 s.
     offsets: temporal indices of references.
-    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise the
-      name of a policy in jax.checkpoint_policies.
+    remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise a
+      name of remat.POLICIES.
     dtype: of the computation; parameters are fp32.
-    attention: "dense", or "splash" on TPUs: a fused kernel for streams, forward only.
+    exchange: how devices that share the tokens of a clip attend, one of context.EXCHANGES.
+    attention: "dense", or fused kernels on TPUs, forward only: "splash", or "chunk" for streams,
+      which reads caches where they lie and is dense without one.
   """
 
   width: int = 192
@@ -57,6 +63,11 @@ class TransformerConfig:
   remat: str = "none"
   dtype: str = "float32"
   attention: str = "dense"
+  exchange: str = "ulysses"
+
+  def __post_init__(self):
+    if self.exchange not in EXCHANGES:
+      raise ValueError(f"exchange: found {self.exchange!r}, expected one of {EXCHANGES}")
 
   @classmethod
   def lpm_17b(cls) -> "TransformerConfig":
@@ -68,27 +79,45 @@ class TransformerConfig:
       hidden=13824,
       text_width=4096,
       audio_width=5120,
-      remat="nothing_saveable",
+      remat="attention",
       dtype="bfloat16",
     )
 
 
-Kept = tuple[Array, Array]  # keys before rotation and values [B, T, K, d] of a block's tokens
+Kept = tuple[Array, Array]  # keys before rotation and values [B, K, G, N, d] of a block's tokens
+Past = tuple[Array, Array] | Source  # the same of a cache, but turned; or all blocks of it
 
 
 @dataclasses.dataclass
 class Stream:
-  """What all blocks share: rotary angles, masks and the embedded text.
+  """What all blocks share: rotary angles, what tokens look at, and the embedded text.
 
-  With caches, their tokens come before those of the call in the mask.
+  Attributes:
+    turn: of the tokens of this call, [B, G N, d].
+    grids: of this call, without caches.
+    text: [B, L, D].
+    frames: latent frames of video, the rest of a sequence are references.
+    seen: bool [B, cached + G], with caches: grids that every token looks at, cached ones first.
+    audible: bool [F, frames of audio]: hides what is not heard yet.
   """
 
-  turn: rotary.Turn  # of the tokens of this call
-  mask: Array  # bool, broadcast to [B, K, S, T]: which tokens a token looks at
-  text: Array  # [B, L, D]
-  frames: int  # latent frames of video, the rest of a sequence are references
-  past_turns: Sequence[rotary.Turn] = ()  # of cached tokens, a cache each
-  audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
+  turn: rotary.Turn
+  grids: Grids
+  text: Array
+  frames: int
+  seen: Array | None = None
+  audible: Array | None = None
+
+  @property
+  def mask(self) -> Array:
+    """Which tokens are looked at, with caches: bool [B, 1, 1, T]."""
+    tokens = self.turn[0].shape[1] // self.grids.present.shape[1]
+    return jnp.repeat(self.seen, tokens, axis=1)[:, None, None]
+
+  def grid_turn(self) -> rotary.Turn:
+    """`turn` by grids, [B, G, N, d]."""
+    grids = self.grids.present.shape[1]
+    return tuple(rearrange(x, "b (g n) d -> b g n d", g=grids) for x in self.turn)
 
 
 class SelfAttention(nnx.Module):
@@ -96,27 +125,53 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.attention = config.heads, config.attention
+    self.heads, self.exchange = config.heads, config.exchange
+    self.attention = config.attention
     self.query, self.key, self.value = dense(), dense(), dense()
     self.out = dense(axes=("heads", "embed"))
     self.query_norm, self.key_norm = RMSNorm(config.width), RMSNorm(config.width)
 
   def __call__(
-    self, x_bgnd: Array, stream: Stream, past: Sequence[Kept] = ()
+    self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
-    """x [B, G, N, D], keys and values of each cache -> [B, G, N, D], keys and values of x.
-
-    Keys are turned when they are used: a cached one stands wherever the stream says now.
-    """
-    query, key, value = gather_into(x_bgnd, (self.query, self.key, self.value))
+    """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
+    folds = x_bgnd.shape[1]
+    query, key, value = (
+      checkpoint_name(x, PROJECTIONS)
+      for x in gather_into(x_bgnd, (self.query, self.key, self.value))
+    )
     query, key = self.query_norm(query), self.key_norm(key)
-    query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
-    query = rotary.rotate(query, stream.turn)
-    turned = zip((*past, (key, value)), (*stream.past_turns, stream.turn), strict=True)
-    keys, values = zip(*((rotary.rotate(k, turn), v) for (k, v), turn in turned), strict=True)
-    keys, values = (jnp.concatenate(x, axis=1) for x in (keys, values))
-    seen = attend(query, keys, values, mask=stream.mask, kernel=self.attention)
-    return scatter_from([_join(seen, x_bgnd.shape[1])], [self.out]), (key, value)
+    if past and self.attention == "chunk":
+      query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
+      seen, kept = self._over_caches(query, key, value, stream, past)
+      return scatter_from([_join_first(seen, folds)], [self.out]), kept
+    kept = tuple(_grids(_heads_first(x, self.heads), stream.grids.count) for x in (key, value))
+    if past:
+      query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
+      query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
+      keys, values = (
+        jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
+        for i, own in enumerate((key, value))
+      )
+      seen = rearrange(
+        attend(query, keys, values, mask=stream.mask), "b (g n) k d -> b g n k d", g=folds
+      )
+    else:
+      query, key, value = (_heads(x, self.heads) for x in (query, key, value))
+      query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
+      seen = attend_grids(
+        query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
+      )
+    return scatter_from([_join(seen)], [self.out]), kept
+
+  def _over_caches(
+    self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
+  ) -> tuple[Array, Kept]:
+    """Attention of query [B, K, S, d] over caches and the chunk itself, which is kept."""
+    query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
+    key, turned, value = (_grids(x, stream.grids) for x in (key, turned, value))
+    own = source_of(turned, value)
+    return chunk_attend(query, [*past, own], stream.seen), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -136,7 +191,7 @@ class TextAudioAttention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.window = config.heads, window
+    self.heads, self.window, self.attention = config.heads, window, config.attention
     self.query, self.query_norm = dense(), RMSNorm(config.width)
     self.text_key, self.text_value = dense(), dense()
     self.text_key_norm = RMSNorm(config.width)
@@ -146,37 +201,44 @@ class TextAudioAttention(nnx.Module):
     self.audio_key_norm = RMSNorm(config.width)
     self.audio_out = dense(axes=("heads", "embed"), bias=False)
 
-  def __call__(
-    self, x_bfnd: Array, text: Array, audio: Array, audible: Array | None = None
-  ) -> Array:
-    """x [B, F, N, D], text [B, L, D], audio [B, past + F, A, D_audio] -> [B, F, N, D].
-
-    `audible` bool [F, past + F] hides frames of audio that the window would let through.
-    """
-    frames, tokens, per_frame = x_bfnd.shape[1], x_bfnd.shape[2], audio.shape[2]
-    past = audio.shape[1] - frames
+  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
+    """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the same shape as x."""
+    folds, frames, per_frame = x_bfnd.shape[1], stream.frames, audio.shape[2]
+    tokens, past = folds * x_bfnd.shape[2] // frames, audio.shape[1] - frames
     (query,) = gather_into(x_bfnd, (self.query,))
-    query = _heads(_sequence(self.query_norm(query)), self.heads)
-    text_key = _heads(self.text_key_norm(self.text_key(text)), self.heads)
-    seen = attend(query, text_key, _heads(self.text_value(text), self.heads))
+    query = self.query_norm(query)
+    text_key = self.text_key_norm(self.text_key(stream.text))
+    text_value = self.text_value(stream.text)
+    if cached and self.attention == "chunk":
+      key, value = (_heads_first(x[:, None], self.heads) for x in (text_key, text_value))
+      source = source_of(_grids(key, 1), _grids(value, 1))
+      there = jnp.ones((len(key), 1), bool)
+      seen = chunk_attend(_heads_first(query, self.heads), [source], there)
+      seen = _join_first(seen, folds)
+      query = _heads(query, self.heads)
+    else:
+      query = _heads(query, self.heads)
+      text = (_heads(x, self.heads) for x in (text_key, text_value))
+      seen = _join(attend_from_video(query, *text, kernel="dense" if cached else self.attention))
 
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = jnp.repeat((past + jnp.arange(frames)) * per_frame, tokens)
+    query_time = ((past + jnp.arange(frames)) * per_frame)[:, None]
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
-    if audible is not None:
-      mask = mask & jnp.repeat(audible, per_frame, axis=1)
-    mask = jnp.repeat(mask, tokens, axis=0)
-    heard = attend(
-      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None])),
+    if stream.audible is not None:
+      mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
+    mask = mask[:, None]
+    if folds == 1:  # tokens of all frames lie in one grid
+      query_time, mask = (jnp.repeat(x, tokens, axis=0).swapaxes(0, 1) for x in (query_time, mask))
+    heard = attend_from_video(
+      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask[None, None],
+      mask=mask,
     )
-    both = [_join(seen, frames), _join(heard, frames)]
-    return scatter_from(both, (self.text_out, self.audio_out))
+    return scatter_from([seen, _join(heard)], (self.text_out, self.audio_out))
 
 
 class SpreadFeedForward(FeedForward):
@@ -211,11 +273,12 @@ class Block(nnx.Module):
     modulation: Array,
     audio: Array,
     stream: Stream,
-    past: Sequence[Kept] = (),
+    past: Sequence[Past] = (),
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Returns x and its keys and values; `past` are those of the caches.
+    Folded grids have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are
+    those of the caches.
     """
     table = modulation + self.modulation[...]
     shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))
@@ -226,7 +289,7 @@ class Block(nnx.Module):
 
     video, references = x_bgnd[:, : stream.frames], x_bgnd[:, stream.frames :]
     normed = self.cross_norm(video)
-    video = video + self.cross_attention(normed, stream.text, audio, stream.audible)
+    video = video + self.cross_attention(normed, audio, stream, bool(past))
     x_bgnd = jnp.concatenate([video, references], axis=1)
 
     normed = modulate(x_bgnd, shift2, scale2)
@@ -253,16 +316,30 @@ def _dense(
   return Linear(width or config.width, config.width, axes=axes, dtype=dtype, rngs=rngs, **options)
 
 
+def _heads(x: Array, heads: int) -> Array:
+  """[..., D] -> [..., K, d]."""
+  return rearrange(x, "... (k d) -> ... k d", k=heads)
+
+
+def _join(x: Array) -> Array:
+  """[..., K, d] -> [..., D]."""
+  return rearrange(x, "... k d -> ... (k d)")
+
+
+def _heads_first(x_bgnd: Array, heads: int) -> Array:
+  return rearrange(x_bgnd, "b g n (k d) -> b k (g n) d", k=heads)
+
+
+def _grids(x_bksd: Array, grids: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b k g n d", g=grids)
+
+
+def _join_first(x_bksd: Array, folds: int) -> Array:
+  return rearrange(x_bksd, "b k (g n) d -> b g n (k d)", g=folds)
+
+
 def _sequence(x_bgnd: Array) -> Array:
   return rearrange(x_bgnd, "b g n d -> b (g n) d")
-
-
-def _heads(x: Array, heads: int) -> Array:
-  return rearrange(x, "b s (k d) -> b s k d", k=heads)
-
-
-def _join(x: Array, grids: int) -> Array:
-  return rearrange(x, "b (g n) k d -> b g n (k d)", g=grids)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

@@ -26,3 +26,19 @@ class KVCache:
   def axes(cls) -> "KVCache":
     """Logical names of the axes, in place of the arrays."""
     return cls(KV_AXES, KV_AXES, ("batch", None), ("batch", None))
+
+
+@struct.dataclass
+class TurnedCache:
+  """A cache as the passes of one chunk read it: keys stand where they are looked at.
+
+  Attributes:
+    key, value: [P, 2, B, K, G, N, d], keys turned.
+    norm: fp32 [P, 2, B, K], largest norm of a key.
+    seen: bool [B, G].
+  """
+
+  key: Array
+  value: Array
+  norm: Array
+  seen: Array

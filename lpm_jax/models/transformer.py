@@ -15,11 +15,13 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from lpm_jax.models import rotary
-from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models import remat, rotary
+from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing
 from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
-from lpm_jax.models.cache import KVCache
+from lpm_jax.models.cache import KVCache, TurnedCache
+from lpm_jax.models.chunk_attention import Source, largest_norm
 from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.context import Grids
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
 from lpm_jax.models.spread import spread
 
@@ -55,7 +57,7 @@ class VideoTransformer(nnx.Module):
     latents: Array,
     timestep: Array,
     conditions: Conditions,
-    causal: ChunkCausal | None = None,
+    causal: ChunkCausal | TeacherForcing | None = None,
   ) -> Array:
     """Predicts velocity = noise - clean, fp32 [B, F, H, W, C].
 
@@ -64,17 +66,18 @@ class VideoTransformer(nnx.Module):
       timestep: [B, F] in [0, 1], one per latent frame; 0 is clean.
       conditions: see Conditions.
       causal: what a frame of a stream sees and hears, references see each other only; by default
-        everything sees everything.
+        everything sees everything. With TeacherForcing latents and tracks are given twice, clean
+        and noisy.
 
     Raises:
       ValueError: shapes that do not fit each other.
     """
-    frames, audible = latents.shape[1], causal.audible(latents.shape[1]) if causal else None
-    time = jnp.broadcast_to(jnp.arange(frames), latents.shape[:2])
-    visible = (
-      _visible(causal.visible(frames), conditions) if causal else _present(conditions, frames)
-    )
-    return self._run(latents, timestep, conditions, time, visible, audible, keep=False)[0]
+    frames, time, audible, mask = latents.shape[1], jnp.arange(latents.shape[1]), None, None
+    if causal:
+      time, audible, mask = causal.times(frames), causal.audible(frames), GridMask(causal, frames)
+    time = jnp.broadcast_to(time, latents.shape[:2])
+    grids = Grids(frames, _present(conditions, frames), mask)
+    return self._run(latents, timestep, conditions, time, grids, audible=audible, keep=False)[0]
 
   def remember(self, picture: Array, conditions: Conditions) -> KVCache:
     """What the main picture, a clean latent [B, 1, H, W, C], and the references leave behind.
@@ -82,24 +85,25 @@ class VideoTransformer(nnx.Module):
     The picture stands at time 0 and hears the first frame of the tracks. See `extend`.
     """
     timestep, time = jnp.zeros(picture.shape[:2]), jnp.zeros(picture.shape[:2], jnp.int32)
-    visible = _visible(jnp.ones((1, 1), bool), conditions)
-    return self._run(picture, timestep, conditions, time, visible)[1]
+    grids = Grids(1, _present(conditions, 1), GridMask(ChunkCausal(), 1))
+    return self._run(picture, timestep, conditions, time, grids)[1]
 
   def extend(
     self,
     latents: Array,
     timestep: Array,
     conditions: Conditions,
-    caches: Sequence[KVCache],
+    caches: Sequence[KVCache | TurnedCache],
     start: Array,
   ) -> tuple[Array, KVCache]:
     """The next chunk of a stream, which sees itself and what is in its caches.
 
     Args:
-      latents, timestep: see __call__; the F frames are one chunk.
+      latents, timestep: see __call__; the F frames are one chunk. A timestep [B, 1] is that of all
+        frames: their tokens are then one sequence.
       conditions: with audio of frames before the chunk, then its own: speak and listen are
         [B, past + F, A, D_audio]; no references ([B, 0, ...]), for the cache has them.
-      caches: what came before.
+      caches: what came before; `turned` makes them ready once for all calls of a chunk.
       start: int32 [], temporal index of the first frame. The stream is as old: frames of audio
         before time 0 are not heard.
 
@@ -108,11 +112,18 @@ class VideoTransformer(nnx.Module):
     """
     frames, past = latents.shape[1], conditions.speak.shape[1] - latents.shape[1]
     time = jnp.broadcast_to(start + jnp.arange(frames), latents.shape[:2])
-    own = jnp.ones(latents.shape[:2], bool)
-    visible = jnp.concatenate([*(cache.seen for cache in caches), own], axis=1)[:, None]
+    grids = Grids(frames, jnp.ones(latents.shape[:2], bool))
+    seen = jnp.concatenate([*(cache.seen for cache in caches), grids.present], axis=1)
     audible = jnp.arange(past + frames)[None] - past + start >= 0
     audible = jnp.broadcast_to(audible, (frames, past + frames))
-    return self._run(latents, timestep, conditions, time, visible, audible, caches)
+    return self._run(latents, timestep, conditions, time, grids, seen, audible, caches)
+
+  def turned(self, cache: KVCache, height: int, width: int) -> TurnedCache:
+    """Keys of latents of height x width, turned for `extend`: once for all its calls of a chunk."""
+    grids, turn = cache.key.shape[4], self._turn(cache.time, height, width)
+    key = rotary.rotate(rearrange(cache.key, "p i b k g n d -> p i b k (g n) d"), turn, heads=1)
+    norm, key = largest_norm(key), rearrange(key, "p i b k (g n) d -> p i b k g n d", g=grids)
+    return TurnedCache(key, cache.value, norm, cache.seen)
 
   def _run(
     self,
@@ -120,47 +131,53 @@ class VideoTransformer(nnx.Module):
     timestep: Array,
     conditions: Conditions,
     time: Array,
-    visible: Array,
+    grids: Grids,
+    seen: Array | None = None,
     audible: Array | None = None,
-    caches: Sequence[KVCache] = (),
+    caches: Sequence[KVCache | TurnedCache] = (),
     keep: bool = True,
   ) -> tuple[Array, KVCache | None]:
-    """Velocity and, with `keep`, keys and values; `visible` bool [B, G or 1, cached + G]."""
+    """Velocity and, with `keep`, keys and values; `seen` bool [B, cached + G], with caches."""
     _check_shapes(self.config, latents, timestep, conditions)
     frames = latents.shape[1]
-    grids = jnp.concatenate([latents, conditions.references.astype(latents.dtype)], axis=1)
+    pictures = jnp.concatenate([latents, conditions.references.astype(latents.dtype)], axis=1)
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
-    x_bgnd = spread(self.patch_in(_patchify(grids, self.config.patch)))
+    patches = _patchify(pictures, self.config.patch)
+    if times.shape[1] == 1:
+      patches = rearrange(patches, "b g n d -> b 1 (g n) d")
+    x_bgnd = spread(self.patch_in(patches))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      turn=self._turn(place, grids),
-      mask=_token_mask(visible, x_bgnd.shape[2]),
+      turn=self._turn(place, *latents.shape[2:4]),
+      grids=grids,
+      seen=seen,
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       frames=frames,
-      past_turns=[self._turn(cache.time, grids) for cache in caches],
       audible=audible,
     )
-    past = [(cache.key, cache.value) for cache in caches]
+    past = [
+      cache if isinstance(cache, TurnedCache) else self.turned(cache, *latents.shape[2:4])
+      for cache in caches
+    ]
     x_bgnd, kept = self._run_blocks(x_bgnd, modulation, conditions, stream, past, keep)
     x_bfnd, embedding = x_bgnd[:, :frames], embedding[:, :frames]
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
-    rows = latents.shape[2] // self.config.patch[0]
     velocity = rearrange(
-      out,
+      out.reshape(*latents.shape[:2], -1, out.shape[-1]),
       "b f (r c) (p q d) -> b f (r p) (c q) d",
-      r=rows,
+      r=latents.shape[2] // self.config.patch[0],
       p=self.config.patch[0],
       q=self.config.patch[1],
     )
     if not keep:
       return velocity, None
-    return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
+    return velocity, KVCache(*kept, place, grids.present)
 
-  def _turn(self, time: Array, grids: Array) -> rotary.Turn:
-    rows, columns = (n // p for n, p in zip(grids.shape[2:4], self.config.patch, strict=True))
+  def _turn(self, time: Array, height: int, width: int) -> rotary.Turn:
+    rows, columns = height // self.config.patch[0], width // self.config.patch[1]
     head = self.config.width // self.config.heads
     return rotary.turn(rotary.grid_angles(time, rows, columns, head))
 
@@ -170,32 +187,31 @@ class VideoTransformer(nnx.Module):
     modulation: Array,
     conditions: Conditions,
     stream: Stream,
-    past: Sequence[tuple[Array, Array]],
+    past: Sequence[TurnedCache],
     keep: bool,
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
-    grids = x_bgnd.shape[1]
+    # The fused kernel finds a block in the whole cache; sliced by the scan it would be a copy.
+    in_place = self.config.attention == "chunk"
+    sliced = [] if in_place else [(cache.key, cache.value) for cache in past]
 
     def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
-      state, past = of_pair
+      state, index, slices = of_pair
       pair, kept = nnx.merge(graphdef, state), []
       for i, name in enumerate(("speak", "listen")):
-        known = jax.tree.map(lambda x, i=i: rearrange(x[i], "b k g n d -> b (g n) k d"), past)
+        known = jax.tree.map(lambda x, i=i: x[i], slices)
+        if in_place:
+          place = jnp.stack([index, i])
+          known = [Source(c.key, c.value, c.norm[index, i], place) for c in past]
         audio = getattr(conditions, name)
         x_bgnd, new = getattr(pair, name)(x_bgnd, modulation, audio, stream, known)
         kept.append(new)
-      if not keep:
-        return x_bgnd, None
-      return x_bgnd, tuple(
-        rearrange(jnp.stack(x), "i b (g n) k d -> i b k g n d", g=grids)
-        for x in zip(*kept, strict=True)
-      )
+      return x_bgnd, tuple(jnp.stack(x) for x in zip(*kept, strict=True)) if keep else None
 
-    if self.config.remat != "none":
-      policy = getattr(jax.checkpoint_policies, self.config.remat)
-      run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
-    return jax.lax.scan(run_pair, x_bgnd, (stacked, past))
+    run_pair = remat.checkpointed(run_pair, self.config.remat)
+    pairs = jnp.arange(self.config.layers // 2)
+    return jax.lax.scan(run_pair, x_bgnd, (stacked, pairs, sliced))
 
 
 def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
@@ -219,24 +235,9 @@ def _slots(conditions: Conditions) -> tuple[int, int]:
 
 
 def _present(conditions: Conditions, frames: int) -> Array:
-  """Every frame and every reference that is there: bool [B, 1, F + R]."""
+  """Every frame and every reference that is there: bool [B, F + R]."""
   video = jnp.ones((conditions.reference_kind.shape[0], frames), bool)
-  return jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)[:, None]
-
-
-def _visible(video: Array, conditions: Conditions) -> Array:
-  """Frames see frames as in `video` bool [F, F], and references; references see each other."""
-  frames, slots = len(video), _slots(conditions)[1]
-  of_video = jnp.pad(video, ((0, slots), (0, 0)))
-  of_references = jnp.ones((frames + slots, slots), bool)
-  whole = jnp.concatenate([of_video, of_references], axis=1)
-  return whole & _present(conditions, frames)
-
-
-def _token_mask(visible: Array, tokens: int) -> Array:
-  """Grids that see grids, bool [B, G or 1, T] -> tokens that see tokens, [B, 1, S or 1, T N]."""
-  mask = jnp.repeat(visible, tokens, axis=2)[:, None]
-  return mask if mask.shape[2] == 1 else jnp.repeat(mask, tokens, axis=2)
+  return jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)
 
 
 def _check_shapes(
@@ -245,7 +246,7 @@ def _check_shapes(
   batch, frames, height, width, channels = latents.shape
   wanted = {
     "latents": (latents.shape, (batch, frames, height, width, config.channels)),
-    "timestep": (timestep.shape, (batch, frames)),
+    "timestep": (timestep.shape, (batch, 1 if timestep.shape[1] == 1 else frames)),
     "text": (conditions.text.shape[::2], (batch, config.text_width)),
     "references": (conditions.references.shape, (*_slots(conditions), height, width, channels)),
     "reference_kind": (conditions.reference_kind.shape, conditions.reference_label.shape),

@@ -7,6 +7,7 @@ fixed shape, so one compiled step serves a live stream and, scanned, a whole fil
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax import Array
 
 from lpm_jax.diffusion import flow
 from lpm_jax.models.attention import ChunkCausal
-from lpm_jax.models.cache import KVCache
+from lpm_jax.models.cache import KVCache, TurnedCache
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAECache, VideoVAE
@@ -181,11 +182,11 @@ def coarse_latents(
   """Noise -> coarse latents of `shape`; the cache takes them in with the noise of the history."""
   levels = settings.backbone
   noises = jax.random.normal(key, (len(levels) + 1, *shape))
-  clean = jnp.zeros(shape)
+  clean, past = jnp.zeros(shape), _past(backbone, cache, shape)
   for level, noise in zip(levels, noises, strict=False):
-    clean, kept = _evaluate(backbone, cache, clean, noise, level, conditions)
+    clean, kept = _evaluate(backbone, past, clean, noise, level, conditions)
   if settings.history is not None:
-    _, kept = _evaluate(backbone, cache, clean, noises[-1], settings.history, conditions)
+    _, kept = _evaluate(backbone, past, clean, noises[-1], settings.history, conditions)
   return clean, cache.pushed(kept)
 
 
@@ -198,9 +199,9 @@ def refined_latents(
   coarse: Array,
 ) -> tuple[Array, StreamCache]:
   """Coarse latents -> latents; the cache takes them in clean."""
-  noise = jax.random.normal(key, coarse.shape)
-  clean, _ = _evaluate(refiner, cache, coarse, noise, settings.refiner, conditions)
-  _, kept = _evaluate(refiner, cache, clean, noise, 0.0, conditions)
+  noise, past = jax.random.normal(key, coarse.shape), _past(refiner, cache, coarse.shape)
+  clean, _ = _evaluate(refiner, past, coarse, noise, settings.refiner, conditions)
+  _, kept = _evaluate(refiner, past, clean, noise, 0.0, conditions)
   return clean, cache.pushed(kept)
 
 
@@ -216,18 +217,26 @@ def decoded_video(vae: VideoVAE, cache: VAECache, latents: Array) -> tuple[Array
   return rearrange(video, "f b t h w c -> b (f t) h w c"), cache
 
 
+Past = tuple[Sequence[TurnedCache], Array]  # what a chunk sees, and where it stands
+
+
+def _past(model: VideoTransformer, cache: StreamCache, shape: tuple[int, ...]) -> Past:
+  """The caches for all evaluations of a chunk of `shape`."""
+  return [model.turned(view, *shape[2:4]) for view in cache.view()], cache.start()
+
+
 def _evaluate(
   model: VideoTransformer,
-  cache: StreamCache,
+  past: Past,
   clean: Array,
   noise: Array,
   level: float,
   conditions: Conditions,
 ) -> tuple[Array, KVCache]:
   """Noises latents to a timestep and predicts them clean; also what they leave behind there."""
-  t = jnp.full(clean.shape[:2], level)
+  t = jnp.full((len(clean), 1), level)
   noisy = flow.add_noise(clean, noise, t)
-  velocity, kept = model.extend(noisy, t, conditions, cache.view(), cache.start())
+  velocity, kept = model.extend(noisy, t, conditions, *past)
   return flow.velocity_to_clean(noisy, velocity, t), kept
 
 

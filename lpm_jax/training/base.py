@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data_pipelines.clip import ClipError, EncodedClip
 from data_pipelines.features import FrozenEncoders, load_encoders
+from data_pipelines.index import Index
 from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
 from data_pipelines.records import RecordSource
+from data_pipelines.silence import silent_clip
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.training import samples
@@ -62,7 +63,7 @@ class BaseTask:
   def stages(self, seed: int) -> list[tuple[int, grain.MapDataset]]:
     """Each stage's endless mixture of clip kinds."""
     source = RecordSource(self.config.data.path)
-    by_kind = indices_by_kind(source)
+    by_kind = indices_by_kind(source.index(), self.config.data.path)
     return [
       (stage.steps, self._stage_dataset(source, by_kind, stage, seed)) for stage in self.curriculum
     ]
@@ -118,28 +119,63 @@ class BaseTask:
       random_start=stage.random_start,
     )
 
-  def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
-    """Flow-matching loss over the latent frames that are not given clean.
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `size` clips, cut as in the stage with the longest windows.
+
+    Needs no data, but `data.height` and `data.width`, the pixels of the pictures.
+    """
+    data, model = self.config.data, self.model_config
+    for name in ("height", "width"):
+      if not data.get(name):
+        raise ValueError(f"data.{name}: found {data.get(name)}, expected pixels of the pictures")
+    stage = max(self.curriculum, key=lambda s: s.latent_frames or data.latent_frames)
+    cut = self._example_config(stage)
+    text, audio = model.frozen_text, model.frozen_audio
+    clip = silent_clip(
+      (cut.frames, data.height // 8, data.width // 8, model.transformer.channels),
+      cut.slots,
+      fps=model.audio.fps,
+      text_features=(model.text.length, text.width) if text else None,
+      audio_features=(audio.layers + 1, audio.width) if audio else None,
+    )
+    example = example_from_clip(clip, np.random.default_rng(0), cut)
+    return {
+      name: jax.ShapeDtypeStruct((size, *np.shape(value)), np.asarray(value).dtype)
+      for name, value in example.items()
+    }
+
+  def draw(self, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    """What the loss draws for each clip of a batch: timestep, noise, and conditions to drop.
 
     The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
-    independently. `loss.motion` is the share of the loss that counts where the batch moves.
+    independently.
     """
-    del step
     settings = self.config.loss
     keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
     latents = batch["latents"]
-    size, frames = latents.shape[:2]
     drops = {
-      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], (size,))
+      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], latents.shape[:1])
       for name in CONDITIONS
     }
-    unknown = jnp.arange(frames) >= batch["known"][:, None]
-    t = flow.sample_timesteps(keys["t"], size, settings.shift)
-    t = jnp.where(unknown, t[:, None], 0.0)
-    noise = jax.random.normal(keys["noise"], latents.shape, latents.dtype)
-    conditions = samples.encode_window(model, {**batch, **drops})
+    t = flow.sample_timesteps(keys["t"], len(latents), settings.shift)
+    return {"t": t, "noise": jax.random.normal(keys["noise"], latents.shape), **drops}
+
+  def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
+    """Flow-matching loss over the latent frames that are not given clean.
+
+    `loss.motion` is the share of the loss that counts where the batch moves. What `draw` makes is
+    taken from the batch where it is there.
+    """
+    del step
+    if "noise" not in batch:
+      batch = {**batch, **self.draw(batch, key)}
+    latents = batch["latents"].astype(jnp.float32)  # may be stored, and sent here, in bfloat16
+    unknown = jnp.arange(latents.shape[1]) >= batch["known"][:, None]
+    t, noise = jnp.where(unknown, batch["t"][:, None], 0.0), batch["noise"]
+    conditions = samples.encode_window(model, batch)
     velocity = model(flow.add_noise(latents, noise, t), t, conditions)
-    place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
+    motion = self.config.loss.motion
+    place = 1.0 - motion + motion * flow.motion_map(latents)
     loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place)
     return loss, {}
 
@@ -174,10 +210,13 @@ class BaseTask:
     return jax.jit(loss_of, static_argnums=0)
 
 
-def indices_by_kind(source: RecordSource) -> dict[str, np.ndarray]:
-  """Indices int64 of the clips of each kind; reads every clip once."""
-  kinds = [
-    clip_kind(source[i].state)
-    for i in tqdm(range(len(source)), desc="clip kinds", unit="clip", disable=len(source) < 500)
-  ]
-  return {kind: np.flatnonzero(np.array(kinds) == kind) for kind in KINDS}
+def indices_by_kind(index: Index, where: str) -> dict[str, np.ndarray]:
+  """Indices int64 of the clips of each kind.
+
+  Raises ClipError for clips whose latents are not of one dtype: the processes of a run would then
+  draw batches that differ in theirs.
+  """
+  if len(index.dtypes) > 1:
+    raise ClipError(f"{where}: latents: found {' and '.join(index.dtypes)}, expected one dtype")
+  kinds = np.array([clip_kind(np.flatnonzero(frames)) for frames in index.states])
+  return {kind: np.flatnonzero(kinds == kind) for kind in KINDS}

@@ -193,9 +193,11 @@ class _Run:
       seed=self.config.seed,
       ema_decay=self.config.optimiser.ema,
       accumulate=self.config.get("accumulate", 1),
+      rules=self.config.sharding.rules,
     )
     self.skips = self.guard.config.policy == "skip"
-    self.compiled = CompiledStep(skipping(step_fn) if self.skips else step_fn)
+    step_fn = skipping(step_fn) if self.skips else step_fn
+    self.compiled = CompiledStep(step_fn, self.setup.mesh)
     if self.first == 0:
       self._sample(state, 0)
     while True:
