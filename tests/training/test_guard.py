@@ -1,5 +1,6 @@
 """Bad steps: skipped inside the step, or left out by going back, the same way every time."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 
 from lpm_jax.training import loop
-from lpm_jax.training.guard import Guard, GuardConfig, LossSpikeError, NotFiniteError
+from lpm_jax.training.guard import (
+  Guard,
+  GuardConfig,
+  LossSpikeError,
+  NotFiniteError,
+  skipping,
+  with_limits,
+)
+from lpm_jax.training.step import make_step
 from tests.training.job import losses_of
 from tests.training.toy import toy_config
 
@@ -23,29 +32,49 @@ def equal(a: object, b: object) -> bool:
   return all(np.array_equal(x, y) for x, y in leaves)
 
 
-def test_a_skipped_step_leaves_all_but_the_counter(tmp_path: pathlib.Path):
-  bad = steps_with(3)[2]
-  changes = dict(bad_rows=(3,), bad_from=bad, guard__policy="skip", evaluation__log_every=1)
-  changes |= dict(guard={"policy": "skip"})
-  changes.pop("guard__policy")
-  before = loop.train(toy_config(**changes, steps=bad), str(tmp_path / "a"))
-  after = loop.train(toy_config(**changes, steps=bad + 1), str(tmp_path / "b"))
-  # Steps before are the same whatever comes after, for the schedule alone depends on the end.
-  whole = loop.train(toy_config(**changes, steps=30), str(tmp_path / "c"))
-  assert int(before.step) == bad and int(after.step) == bad + 1
-  assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.params)])).all()
-  rows = losses_of(tmp_path / "c")
-  skipped = [step for step in steps_with(3) if step >= bad]
-  assert [step for step in range(30) if step + 1 not in rows] == skipped
+def test_a_skipped_step_leaves_all_but_the_counter():
+  setup = loop.prepare(toy_config(bad_rows=(3,)))
+  step_fn = make_step(setup.task, setup.graphdef, setup.optimiser, seed=0, ema_decay=0.9)
+  guarded = jax.jit(skipping(step_fn))
+  rng = np.random.default_rng(0)
+  batch = {"x": rng.normal(size=(4, 8)), "y": rng.normal(size=(4, 4)), "i": np.arange(4) + 4}
+  batch = jax.tree.map(lambda x: x.astype(np.float32), batch)
+
+  def limited(limit: float, **changes: np.ndarray) -> dict:
+    return with_limits({**batch, **changes}, np.full(2, limit, np.float32), setup.mesh)
+
+  good, _ = guarded(setup.state, limited(np.inf))
+  assert equal(good, jax.jit(step_fn)(setup.state, batch)[0]) and int(good.step) == 1
+  for bad in (limited(np.inf, i=np.arange(4, dtype=np.float32)), limited(1e-3)):
+    after, _ = guarded(good, bad)
+    assert int(after.step) == 2
+    assert equal(dataclasses.replace(after, step=good.step), good)
 
 
-def test_a_run_that_skips_is_bit_equal_after_a_restart(tmp_path: pathlib.Path):
+def test_only_bad_steps_are_skipped(tmp_path: pathlib.Path):
+  changes = dict(bad_rows=(3,), bad_from=12, guard={"policy": "skip"}, evaluation__log_every=1)
+  loop.train(toy_config(**changes), str(tmp_path))
+  rows = losses_of(tmp_path)
+  skipped = [step for step in steps_with(3) if step >= 12]
+  assert skipped and [step for step in range(30) if step + 1 not in rows] == skipped
+
+
+def test_a_run_that_skips_is_bit_equal_after_restarts(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
   guard = {"policy": "skip", "spike": 3.0, "window": 6}
-  changes = dict(bad_rows=(3,), bad_scale=50.0, bad_from=12, guard=guard, evaluation__log_every=1)
+  changes = dict(bad_rows=(3,), bad_scale=50.0, bad_from=10, guard=guard, evaluation__log_every=1)
   whole = loop.train(toy_config(**changes), str(tmp_path / "whole"))
-  assert 0 < 30 - len(losses_of(tmp_path / "whole")) < 15
-  for _ in range(30):  # saved and started again after every step
-    again = loop.train(toy_config(**changes, max_minutes=1e-9), str(tmp_path / "pieces"))
+  bad = [step for step in range(30) if step + 1 not in losses_of(tmp_path / "whole")]
+  assert [step for step in steps_with(3) if step >= 10] == bad
+  # Ends after a good step, and after a bad one.
+  monkeypatch.setattr(
+    loop.PreemptionNotice, "reached", lambda self, step: step in (bad[0], bad[0] + 1)
+  )
+  for _ in range(2):
+    with pytest.raises(SystemExit):
+      loop.train(toy_config(**changes), str(tmp_path / "pieces"))
+  again = loop.train(toy_config(**changes), str(tmp_path / "pieces"))
   assert int(again.step) == 30 and equal(whole, again)
 
 

@@ -59,9 +59,9 @@ class ToyTask:
     error = jnp.square(model(batch["x"] + noise) - batch["y"]).mean()
     model.seen[...] += batch["x"].shape[0]
     error = jnp.where(step == self.config.get("poison", -1), jnp.nan, error)
-    bad = jnp.asarray(self.config.get("bad_rows", (-1,)))
-    scale = jnp.where(jnp.isin(batch["i"], bad).any(), self.config.get("bad_scale", jnp.nan), 1.0)
-    error = jnp.where(step >= self.config.get("bad_from", 0), error * scale, error)
+    bad = jnp.isin(batch["i"], jnp.asarray(self.config.get("bad_rows", (-1,)))).any()
+    bad &= step >= self.config.get("bad_from", 0)
+    error = error * jnp.where(bad, self.config.get("bad_scale", jnp.nan), 1.0)
     return error, {"rmse": jnp.sqrt(error)}
 
   def config_dict(self) -> dict:
