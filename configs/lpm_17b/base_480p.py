@@ -53,9 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 3.0  # Wan2.1 at 480p
   c.loss.motion = 0.0
-  c.loss.drop_text = 0.1
-  c.loss.drop_speak = 0.1
-  c.loss.drop_listen = 0.1
+  c.loss.update(drop_text=0.1, drop_speak=0.1, drop_listen=0.1)
 
   # stages: the trunk is trained already, so what is new learns first and the rest follows slowly
   trunk_slow = (("cross_attention/audio|^speak/|^listen/", 1.0), ("", 0.1))
@@ -100,6 +98,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 500
   c.checkpoint.keep = 3
+  c.checkpoint.local = dict(folder="", every=50, keep=2)  # a folder on each host's own disk
+
+  # survival (docs/running.md)
+  c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
+  c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.profile = dict(start=10, steps=3, every=0)
+  c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
 
   # evaluation
   c.evaluation = ConfigDict()

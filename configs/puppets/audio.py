@@ -37,8 +37,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # sharding, checkpoint, evaluation
   c.sharding = dict(mesh=dict(data=-1), rules=dict(batch="data"))
-  c.checkpoint = dict(every=500, keep=1)
+  c.checkpoint = dict(every=500, keep=1, local=dict(folder="", every=50, keep=2))
   c.evaluation = dict(log_every=50, sample_every=500)
+
+  # survival (docs/running.md)
+  c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
+  c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.profile = dict(start=10, steps=0, every=0)
+  c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
 
   if arg == "tiny":
     c.steps = 2

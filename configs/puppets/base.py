@@ -41,9 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 2.5
   c.loss.motion = 0.5
-  c.loss.drop_text = 0.1
-  c.loss.drop_speak = 0.1
-  c.loss.drop_listen = 0.1
+  c.loss.update(drop_text=0.1, drop_speak=0.1, drop_listen=0.1)
 
   # stages: clip kinds by weight, probabilities of references and of a start within the clip. Lips
   # follow sound within a few latents, so the first stages cut short windows: twice the clips a
@@ -71,15 +69,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # sharding, checkpoint
   c.sharding = dict(mesh=dict(data=-1), rules=dict(embed="fsdp", mlp="tensor", heads="tensor"))
-  c.checkpoint = dict(every=250, keep=3)
+  c.checkpoint = dict(every=250, keep=3, local=dict(folder="", every=50, keep=2))
+
+  # survival (docs/running.md)
+  c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
+  c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.profile = dict(start=10, steps=0, every=0)
+  c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
 
   # evaluation
   c.evaluation = dict(log_every=20, sample_every=1_000)
   c.evaluation.sample_clips = 4  # videos of validation clips; 0: none
-  c.evaluation.sample_steps = 12
-  c.evaluation.sample_shift = 3.0
-  c.evaluation.sample_guidance = 2.0  # text and audio
-  c.evaluation.vae = "puppets"
+  c.evaluation.update(sample_steps=12, sample_shift=3.0, sample_guidance=2.0, vae="puppets")
 
   if arg == "quick":
     c.steps = 620
@@ -95,16 +97,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.steps = 12
     c.batch_size = 4
     c.stages = c.stages[-1:]
-    c.optimiser.learning_rate = 2e-5
-    c.optimiser.warmup = 2
+    c.optimiser.update(learning_rate=2e-5, warmup=2)
     c.checkpoint.every = 4
     c.evaluation.log_every = 2
     c.evaluation.sample_every = 12
     c.evaluation.sample_clips = 0
   if arg == "tiny":
-    c.steps = 8
-    c.batch_size = 2
-    c.audio = ""
+    c.steps, c.batch_size, c.audio = 8, 2, ""
     c.data.latent_frames = 3
     c.data.slots = 2
     c.model.transformer = dict(width=24, heads=2, layers=2, hidden=32)

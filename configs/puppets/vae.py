@@ -74,6 +74,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 250
   c.checkpoint.keep = 2
+  c.checkpoint.local = dict(folder="", every=50, keep=2)
+
+  # survival (docs/running.md)
+  c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
+  c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.profile = dict(start=10, steps=0, every=0)
+  c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
 
   # evaluation
   c.evaluation = ConfigDict()

@@ -203,6 +203,8 @@ class Watchdog:
   def _gone(self) -> str:
     """Names a process that is silent; "" when there is none."""
     now = time.monotonic()
+    if not self._store:
+      return ""
     if now - self._answered > self._lost:
       first = self._beats[0].name if 0 in self._beats else "process 0"
       return f"{first}, the coordinator, has not answered for {now - self._answered:.0f} s"

@@ -1,6 +1,6 @@
-"""Trains the toy task in its own process: `child.py WORKDIR [name=value ...]`.
+"""Trains in its own process: `child.py WORKDIR [name=value ...]`; the toy task, or base=FOLDER.
 
-Alone, it leaves every array of the state and of the next batch in WORKDIR.npz.
+Alone, the toy task leaves every array of the state and of the next batch in WORKDIR.npz.
 """
 
 import json
@@ -10,8 +10,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.puppets import base
 from lpm_jax.training import distributed, loop
 from tests.training.toy import toy_config
+
+
+def base_config(folder: str, **mesh: int) -> ConfigDict:
+  """Two steps of the tiny Base, eight clips each, with the validation loss after them."""
+  c = base.get_config("tiny")
+  c.data.path, c.data.validation = f"{folder}/train", f"{folder}/validation"
+  c.steps, c.batch_size = 2, 8
+  c.sharding.mesh = mesh
+  c.evaluation.sample_every = 2
+  return c
 
 
 def result_of(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
@@ -38,7 +49,8 @@ def saved(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
   workdir, *words = sys.argv[1:]
   changes = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
-  config = toy_config(**changes)
+  folder = changes.pop("base", None)
+  config = base_config(folder, data=2, fsdp=-1) if folder else toy_config(**changes)
   distributed.start(config.get("distributed"))
   if jax.process_count() > 1:
     loop.train(config, workdir)

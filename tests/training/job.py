@@ -1,5 +1,6 @@
 """Runs of several processes on the loopback address, for tests; none outlives its test."""
 
+import ctypes
 import json
 import os
 import pathlib
@@ -17,6 +18,11 @@ def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     return probe.getsockname()[1]
+
+
+def _die_with_parent():
+  """In a new child: SIGKILL when the tests are killed (prctl's PR_SET_PDEATHSIG)."""
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Job:
@@ -62,6 +68,7 @@ class Job:
             env=env | {"JAX_PROCESS_ID": str(i)},
             stdout=output,
             stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
           )
         )
 

@@ -19,6 +19,8 @@ from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.training import loop, samples
 from lpm_jax.training.base import BaseTask
+from tests.training.child import base_config
+from tests.training.job import Job
 
 STATES = {"speak": (1, 0), "listen": (2, 0), "idle": (0, 0), "dialogue": (1, 2)}
 
@@ -71,7 +73,7 @@ def test_the_shapes_of_a_batch_are_known_without_data(config: ConfigDict):
 
 def test_all_stages_run_and_the_weights_load(config: ConfigDict, tmp_path: pathlib.Path):
   loop.train(config, str(tmp_path))
-  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  rows = rows_of(tmp_path)
   assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
   assert [row["step"] for row in rows if "validation_loss" in row] == [0, 8]
   again = ConfigDict(config.to_dict())
@@ -79,6 +81,24 @@ def test_all_stages_run_and_the_weights_load(config: ConfigDict, tmp_path: pathl
   state = loop.prepare(again).state
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_four_processes_have_the_losses_of_one(tmp_path: pathlib.Path):
+  folder = tmp_path / "clips"
+  write_records(folder / "train" / "0.array_record", map(encoded_clip, range(8)))
+  write_records(folder / "validation" / "0.array_record", map(encoded_clip, range(20, 28)))
+  with Job(tmp_path / "four", {"base": str(folder)}) as job:
+    loop.train(base_config(str(folder), data=-1), str(tmp_path / "one"))
+    assert job.codes() == [0] * 4, job.everything()
+  rows = [rows_of(tmp_path / name) for name in ("one", "four")]
+  assert [row["step"] for row in rows[0]] == [0, 1, 2, 2]
+  for one, four in zip(*rows, strict=True):
+    for name in {"loss", "grad_norm", "validation_loss"} & set(one):
+      np.testing.assert_allclose(four[name], one[name], rtol=1e-4, err_msg=f"{name} {one['step']}")
+
+
+def rows_of(workdir: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_stages_hold_the_clip_kinds_of_their_mixture(config: ConfigDict):

@@ -30,7 +30,8 @@ class ToyTask:
   """y = sin(x A), with noise drawn per index and in the step.
 
   `config.poison`: a step that is NaN; `pace`: seconds that reading an example takes; `hang`: in the
-  process of this index, reading never ends after 100 examples.
+  process of this index, reading never ends after 100 examples; `bad_rows`: from step `bad_from` on,
+  a batch with one of these rows has its loss multiplied by `bad_scale` (NaN).
   """
 
   def __init__(self, config: ConfigDict):
@@ -58,6 +59,9 @@ class ToyTask:
     error = jnp.square(model(batch["x"] + noise) - batch["y"]).mean()
     model.seen[...] += batch["x"].shape[0]
     error = jnp.where(step == self.config.get("poison", -1), jnp.nan, error)
+    bad = jnp.isin(batch["i"], jnp.asarray(self.config.get("bad_rows", (-1,)))).any()
+    bad &= step >= self.config.get("bad_from", 0)
+    error = error * jnp.where(bad, self.config.get("bad_scale", jnp.nan), 1.0)
     return error, {"rmse": jnp.sqrt(error)}
 
   def config_dict(self) -> dict:
