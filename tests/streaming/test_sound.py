@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lpm_jax.streaming.sound import SpeechGate, Track
+from lpm_jax.streaming.gate import SpeechGate
+from lpm_jax.streaming.sound import Track
 
 RATE = 16_000
 
