@@ -58,8 +58,9 @@ class Speed:
     """By the clock or by the stream, what is nearer to 1; None for the first chunks."""
     if len(self._seen) <= _WINDOW:
       return None
-    (begun, before), (now, after) = self._seen[0], self._seen[-1]
-    seconds = (after - before) / SAMPLE_RATE
-    stream = _WINDOW * self._samples / SAMPLE_RATE
-    speeds = [seconds / stream] + ([seconds / (now - begun)] if now > begun else [])
+    clock, received = np.diff(np.array(self._seen), axis=0).T  # packets that pile up come at once:
+    seconds = float(np.median(received)) / SAMPLE_RATE  # the median chunk knows nothing of them
+    speeds = [seconds / (self._samples / SAMPLE_RATE)]
+    if np.median(clock) > 0:
+      speeds.append(seconds / float(np.median(clock)))
     return min(speeds, key=lambda speed: abs(speed - 1.0))

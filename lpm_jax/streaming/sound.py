@@ -9,7 +9,7 @@ from data_pipelines.clip import SAMPLE_RATE
 
 RATES = (8_000, 192_000)
 _JITTER = 0.04  # seconds by which times of packets may lie off before the sound is moved
-_BACKLOG = SAMPLE_RATE // 10  # samples that may go on waiting behind a chunk
+_RESERVE = SAMPLE_RATE // 20  # least samples that wait behind a chunk, once there were too few
 _LOOK_BACK = 8  # chunks over which that backlog is the smallest
 
 
@@ -42,6 +42,8 @@ class Track:
     self._due: float | None = None  # time of the next packet, by the clock of the source
     self._owed = 0  # samples that were asked for in vain since the last packet
     self._left: collections.deque[int] = collections.deque(maxlen=_LOOK_BACK)
+    self._packet = 0  # samples of the last one
+    self._short = False  # whether a chunk ever had some sound, but too little
 
   def __len__(self) -> int:
     return self._length
@@ -85,6 +87,7 @@ class Track:
     self.received += len(packet)
     self._packets.append(np.clip(packet, -1.0, 1.0))
     self._length += len(packet)
+    self._packet = len(packet)
     self._trim()
 
   def take(self, count: int) -> np.ndarray:
@@ -103,18 +106,18 @@ class Track:
   def take_bent(self, count: int) -> np.ndarray:
     """As `take`; a source whose clock is a little fast or slow is played at its own speed.
 
-    When more than 0.1 s waited behind each of the last 8 chunks, up to `bend` more samples are
-    played in the time of `count`; when up to `bend` of them are missing, fewer. So a drifting
-    source costs neither latency nor sound.
+    Once a chunk was short, up to `bend` fewer samples are played in the time of `count` until 0.05
+    s, or one and a half packets, wait behind it. When twice as much waited behind each of the last
+    8 chunks, up to `bend` more are. So a drifting source costs neither latency nor sound.
     """
-    missing, most = count - self._length, int(self._bend * count)
-    self._left.append(-missing)
-    spare = min(self._left) - _BACKLOG if len(self._left) == _LOOK_BACK else 0
-    if 0 < missing <= most:
-      bend = -missing
-    else:
-      bend = min(max(spare, 0), most)
-    if not bend:
+    left, most = self._length - count, int(self._bend * count)
+    self._left.append(left)
+    self._short = self._short or 0 < self._length < count
+    reserve = max(_RESERVE, 3 * self._packet // 2)
+    fast = min(self._left) - 2 * reserve if len(self._left) == _LOOK_BACK else 0
+    slow = reserve - left if self._short else 0
+    bend = min(fast, most) if fast > 0 else -min(max(slow, 0), most)
+    if not bend or self._length < count + bend:
       return self.take(count)
     self.bent += abs(bend)
     return _played_in(self.take(count + bend), count)
