@@ -1,8 +1,8 @@
 """How long a mouth goes on after an interruption, read from the frames by the probe.
 
 A character says its track; at random chunks it is interrupted, one chunk having been made and not
-shown, and is silent for three. A mouth counts as closed when it is no wider open than in 95 % of the
-frames in which the same character has never spoken.
+shown, and is silent for three. A mouth counts as closed when it is no wider open than in 95 % of
+the frames in which the same character has never spoken.
   python -m data_pipelines.puppets.showcase --workdir=demo/inputs
   python -m benchmarks.stream_interruption demo/inputs/character1 demo/inputs/character2
 """

@@ -57,9 +57,9 @@ def chunk(
       online.refiner, state.refiner, settings, conditions, again, latents
     )
   else:
-    clean = jnp.zeros(latents.shape[:2])
-    cache = state.refiner
-    _, kept = online.refiner.extend(latents, clean, conditions, cache.view(), cache.start())
+    clean, cache = jnp.zeros(latents.shape[:2]), state.refiner
+    past = [online.refiner.turned(view, *latents.shape[2:4]) for view in cache.view()]
+    _, kept = online.refiner.extend(latents, clean, conditions, past, cache.start())
     refiner = cache.pushed(kept)
   video, decoder = decoded_video(online.vae, state.decoder, latents)
   return state.replace(backbone=backbone, refiner=refiner, decoder=decoder), latents, video

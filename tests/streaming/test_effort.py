@@ -49,10 +49,9 @@ def test_coarse_shows_and_remembers_what_the_backbone_made(online, begun):  # no
   np.testing.assert_allclose(video, shown, atol=1e-5)
   clean = jnp.zeros(expected.shape[:2])
   cache = state.refiner
-  _, kept = online.refiner.extend(expected, clean, conditions, cache.view(), cache.start())
-  np.testing.assert_allclose(
-    after.refiner.key[:, :, :, :, : CAUSAL.frames], kept.key, atol=1e-5
-  )
+  past = [online.refiner.turned(view, *expected.shape[2:4]) for view in cache.view()]
+  _, kept = online.refiner.extend(expected, clean, conditions, past, cache.start())
+  np.testing.assert_allclose(after.refiner.key[:, :, :, :, : CAUSAL.frames], kept.key, atol=1e-5)
 
 
 def test_any_effort_may_follow_any(online, begun):  # noqa: F811
