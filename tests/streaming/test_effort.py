@@ -11,54 +11,64 @@ from lpm_jax.streaming.effort import Effort, Pace
 from lpm_jax.streaming.sampler import OnlineLPM, StreamSettings, coarse_latents, decoded_video
 from tests.streaming.test_sampler import CAUSAL, chunk, make_conditions, online  # noqa: F401
 
+ONE = StreamSettings(CAUSAL, backbone=(1.0,))
+
 
 @pytest.fixture(scope="module")
 def begun(online):  # noqa: F811
   picture, first, chunks = make_conditions()
-  state, _ = online.begin(picture, first, jax.random.key(5))
-  return state, chunk(chunks, 0)
-
-
-def run(online, work, state, conditions):  # noqa: F811
   graphdef, model = nnx.split(online)
-  call = jax.jit(lambda model, *x: effort.chunk(nnx.merge(graphdef, model), work, *x))
-  return call(model, state, conditions)
+  begin = jax.jit(lambda model, *x: nnx.merge(graphdef, model).begin(*x)[0])
+  return begin(model, picture, first, jax.random.key(5)), chunk(chunks, 0)
 
 
-def test_short_is_a_stream_of_one_backbone_evaluation(online, begun):  # noqa: F811
-  settings = StreamSettings(CAUSAL, backbone=(1.0,))
-  one = OnlineLPM(online.backbone, online.refiner, online.vae, settings)
-  graphdef, model = nnx.split(one)
-  expected = jax.jit(lambda model, *x: nnx.merge(graphdef, model).step(*x))(model, *begun)
-  found = run(online, Effort.SHORT, *begun)
+@pytest.fixture(scope="module")
+def work(online):  # noqa: F811
+  """A compiled chunk of each cheaper effort."""
+  graphdef, model = nnx.split(online)
+
+  def of(kind):
+    call = jax.jit(lambda model, *x: effort.chunk(nnx.merge(graphdef, model), kind, *x))
+    return lambda *x: call(model, *x)
+
+  return {kind: of(kind) for kind in (Effort.SHORT, Effort.COARSE)}
+
+
+def test_short_is_a_stream_of_one_backbone_evaluation(online, work, begun):  # noqa: F811
+  graphdef, model = nnx.split(OnlineLPM(online.backbone, online.refiner, online.vae, ONE))
+  step = jax.jit(lambda model, *x: nnx.merge(graphdef, model).step(*x))
+  found, expected = work[Effort.SHORT](*begun), step(model, *begun)
   for some, others in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     if not jnp.issubdtype(some.dtype, jax.dtypes.prng_key):
       np.testing.assert_allclose(some, others, atol=1e-5)
 
 
-def test_coarse_shows_and_remembers_what_the_backbone_made(online, begun):  # noqa: F811
+def test_coarse_shows_and_remembers_what_the_backbone_made(online, work, begun):  # noqa: F811
   state, conditions = begun
-  settings = StreamSettings(CAUSAL, backbone=(1.0,))
-  conditions = conditions.without_references()
-  expected, _ = coarse_latents(
-    online.backbone, state.backbone, settings, conditions, state.keys()[0], state.shape
-  )
-  shown, _ = decoded_video(online.vae, state.decoder, expected)
-  after, latents, video = run(online, Effort.COARSE, *begun)
-  np.testing.assert_allclose(latents, expected, atol=1e-5)
-  np.testing.assert_allclose(video, shown, atol=1e-5)
-  clean = jnp.zeros(expected.shape[:2])
-  cache = state.refiner
-  past = [online.refiner.turned(view, *expected.shape[2:4]) for view in cache.view()]
-  _, kept = online.refiner.extend(expected, clean, conditions, past, cache.start())
-  np.testing.assert_allclose(after.refiner.key[:, :, :, :, : CAUSAL.frames], kept.key, atol=1e-5)
+  graphdef, model = nnx.split(online)
+
+  @jax.jit
+  def expected(model, state, conditions):
+    online, conditions = nnx.merge(graphdef, model), conditions.without_references()
+    key, cache = state.keys()[0], state.refiner
+    latents, _ = coarse_latents(online.backbone, state.backbone, ONE, conditions, key, state.shape)
+    past = [online.refiner.turned(view, *latents.shape[2:4]) for view in cache.view()]
+    clean = jnp.zeros(latents.shape[:2])
+    _, kept = online.refiner.extend(latents, clean, conditions, past, cache.start())
+    return latents, decoded_video(online.vae, state.decoder, latents)[0], kept.key
+
+  latents, video, key = expected(model, state, conditions)
+  after, found, shown = work[Effort.COARSE](*begun)
+  np.testing.assert_allclose(found, latents, atol=1e-5)
+  np.testing.assert_allclose(shown, video, atol=1e-5)
+  np.testing.assert_allclose(after.refiner.key[:, :, :, :, : CAUSAL.frames], key, atol=1e-5)
 
 
-def test_any_effort_may_follow_any(online, begun):  # noqa: F811
+def test_any_effort_may_follow_any(work, begun):
   state, conditions = begun
   shapes = jax.tree.map(jnp.shape, state)
-  for work in (Effort.COARSE, Effort.FULL, Effort.SHORT):
-    state, latents, _ = run(online, work, state, conditions)
+  for kind in (Effort.COARSE, Effort.SHORT, Effort.COARSE):
+    state, latents, _ = work[kind](state, conditions)
     assert jax.tree.map(jnp.shape, state) == shapes
     assert np.isfinite(latents).all()
   assert int(state.backbone.chunks) == int(state.refiner.chunks) == 3
