@@ -3,6 +3,7 @@
 Prints the time to make one second of video (backbone, refiner, decoder), the parts of it, time to
 the first frame after warm-up, and peak memory.
   python -m benchmarks.stream_speed --sizes 64 96 128
+With `--efforts` also the time of a chunk with less work (lpm_jax/streaming/effort.py).
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128])
   parser.add_argument("--seconds", type=int, default=60)
+  parser.add_argument("--efforts", action="store_true")
   args = parser.parse_args()
   models = loading.load_models("puppets")
   print(f"{os.cpu_count()} cores, {args.seconds} s of video each; seconds")
@@ -88,6 +90,9 @@ def main():
     share = performer.samples / SAMPLE_RATE
     for size in args.sizes:
       session, report = session_times(performer, size, args.seconds)
+      if args.efforts:
+        picture = np.zeros((size, size, 3), np.uint8)
+        performer.warm_up(picture, efforts=performer.efforts)
       per_second = [report[f"chunk_p{p}"] / share for p in (50, 95, 99)]
       stages = [x / share for x in stage_times(performer, session).values()]
       peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -98,6 +103,9 @@ def main():
         f"{name:12} {size:5d} {numbers} {report['first_frame']:12.2f}  {parts} {peak:8.0f}",
         flush=True,
       )
+      if args.efforts:
+        seconds = {e.name.lower(): s / share for e, s in performer.effort_seconds.items()}
+        print("  with", ", ".join(f"{name} effort {s:.2f}" for name, s in seconds.items()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import resource
+import tempfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,8 +50,8 @@ def stream_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pa
   request = media.Request.from_config(config)
   if config.minutes:
     request = dataclasses.replace(request, seconds=60.0 * config.minutes)
-  inputs = media.read_inputs(request)
   media.check_writable(output)
+  inputs = media.read_inputs(request, spool=output.parent)
   models = loading.load_models(config.weights)
   performer = Performer(*models, stream_settings(config.stream))
   recording = _Recording(config, pathlib.Path(workdir), inputs, performer)
@@ -103,9 +104,16 @@ class _Recording:
     """Joins the parts, writes the report, prints the timings."""
     count = math.ceil(self.chunks / self.per_part)
     samples = self.performer.first + self.chunks * self.performer.samples
-    sound = np.stack([self._sound(track, 0, samples) for track in self._tracks()], axis=1)
+    with tempfile.TemporaryFile(dir=self.workdir) as file:
+      for start in range(0, samples, self.performer.samples):
+        length = min(self.performer.samples, samples - start)
+        both = np.stack([self._sound(track, start, length) for track in self._tracks()], axis=1)
+        file.write(both.tobytes())
+      file.flush()
+      sound = np.memmap(file, np.float32, "r").reshape(samples, 2)
     media.join_videos(output, [self._part(i, ".mp4") for i in range(count)], sound)
-    report = self.session.report()
+    offset = media.audio_video_offset(output)
+    report = self.session.report() | {"file_audio_video_offset": offset}
     times = np.array([row["chunk_ms"] for row in self.rows])
     report |= {f"chunk_p{p}": float(np.percentile(times, p)) / 1000 for p in (50, 95, 99)}
     drift.write_page(

@@ -105,6 +105,30 @@ def test_stereo_tracks_stay_apart(tmp_path):
     media.read_stereo_tracks(mono)
 
 
+@pytest.mark.parametrize(
+  ("name", "codec", "rate"), [("a.mp3", "libmp3lame", 44_100), ("a.wav", "pcm_s16le", 16_000)]
+)
+def test_sound_on_disk_is_the_sound_in_memory(tmp_path, name, codec, rate):
+  channels = [_tone(3.0, rate), 0.5 * _tone(3.0, rate, 900.0)]
+  path = _write_audio(tmp_path / name, codec, channels, rate)
+  tracks = [media.spooled_audio(path, tmp_path), *media.spooled_stereo_tracks(path, tmp_path)]
+  expected = [media.read_audio(path), *media.read_stereo_tracks(path)]
+  for found, whole in zip(tracks, expected, strict=True):
+    assert isinstance(found.base, np.memmap) or isinstance(found, np.memmap)
+    assert abs(len(found) - len(whole)) <= 1  # the resampler of a stream may end a sample later
+    count = min(len(found), len(whole))
+    np.testing.assert_allclose(found[:count], whole[:count], atol=2e-4)
+  assert sorted(tmp_path.iterdir()) == [path]  # the files have no names
+
+
+def test_sound_that_is_cut_short_is_not_spooled(tmp_path):
+  path = _write_audio(tmp_path / "a.mp3", "libmp3lame", [_tone(1.5)] * 2)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(media.MediaError, match=r"a\.mp3: found "):
+    media.spooled_audio(path, tmp_path)
+  assert sorted(tmp_path.iterdir()) == [path]
+
+
 def test_a_picture_is_turned_laid_over_grey_and_cut_square(tmp_path):
   wide = np.zeros((20, 40, 3), np.uint8)
   wide[:10, 10:30] = 255  # the upper half of the centre square

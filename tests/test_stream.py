@@ -36,6 +36,7 @@ def test_the_video_has_every_frame_and_both_tracks(config, tmp_path):
   rows = [json.loads(x) for x in (tmp_path / "out" / "timings.jsonl").read_text().splitlines()]
   assert [row["chunk"] for row in rows] == [0, 1, 2, 3]
   assert {row["state"] for row in rows} == {"responding"}
+  assert media.audio_video_offset(tmp_path / "out" / "stream.mp4") == pytest.approx(0, abs=0.001)
   page = (tmp_path / "out" / "stream.html").read_text()
   assert page.count("data:image/png") == 6
 

@@ -1,11 +1,24 @@
 """Files that people bring and take away: audio, pictures, video, who speaks when."""
 
-from lpm_jax.media.audio import is_silent, read_audio, read_stereo_tracks
+from lpm_jax.media.audio import (
+  is_silent,
+  read_audio,
+  read_stereo_tracks,
+  spooled_audio,
+  spooled_stereo_tracks,
+)
 from lpm_jax.media.dialogue import Turn, parse_timed_texts, read_turns, split_tracks
 from lpm_jax.media.files import MediaError, check_writable, written_whole
 from lpm_jax.media.inputs import Inputs, Request, read_inputs
 from lpm_jax.media.picture import Reference, read_picture, read_reference
-from lpm_jax.media.video import Video, join_videos, read_video, side_by_side, write_video
+from lpm_jax.media.video import (
+  Video,
+  audio_video_offset,
+  join_videos,
+  read_video,
+  side_by_side,
+  write_video,
+)
 
 __all__ = [
   "Inputs",
@@ -14,6 +27,7 @@ __all__ = [
   "Request",
   "Turn",
   "Video",
+  "audio_video_offset",
   "check_writable",
   "is_silent",
   "join_videos",
@@ -27,6 +41,8 @@ __all__ = [
   "read_video",
   "side_by_side",
   "split_tracks",
+  "spooled_audio",
+  "spooled_stereo_tracks",
   "write_video",
   "written_whole",
 ]

@@ -8,9 +8,16 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.clip import SAMPLE_RATE
-from lpm_jax.media.audio import AUDIO, is_silent, read_audio, read_stereo_tracks
+from lpm_jax.media.audio import (
+  AUDIO,
+  is_silent,
+  read_audio,
+  read_stereo_tracks,
+  spooled_audio,
+  spooled_stereo_tracks,
+)
 from lpm_jax.media.dialogue import parse_timed_texts, read_turns, split_tracks
-from lpm_jax.media.files import MediaError
+from lpm_jax.media.files import MediaError, Path
 from lpm_jax.media.picture import PICTURE, Reference, read_picture, read_reference
 
 
@@ -64,8 +71,11 @@ class Inputs:
   seconds: float
 
 
-def read_inputs(request: Request) -> Inputs:
+def read_inputs(request: Request, spool: Path | None = None) -> Inputs:
   """Reads everything; warns of a silent side of a dialogue.
+
+  With a folder `spool` the tracks lie on disk there, memory-mapped, and hours of them cost no
+  memory; a diarised dialogue is held in memory all the same.
 
   Raises MediaError naming the file that cannot be used (a track that is named but silent is one),
   and ValueError naming the field that is missing or contradicts another.
@@ -79,21 +89,21 @@ def read_inputs(request: Request) -> Inputs:
   picture = read_picture(request.picture, request.size)
   references = tuple(read_reference(spec.strip(), request.size) for spec in specs)
   texts = parse_timed_texts(request.text)
-  speak, listen = _read_tracks(request)
+  speak, listen = _read_tracks(request, spool)
   seconds = request.seconds or max(len(speak), len(listen)) / SAMPLE_RATE
   if not seconds > 0:
     raise ValueError(f"seconds: found {seconds}, expected a length, or audio that has one")
   return Inputs(picture, references, speak, listen, texts, seconds)
 
 
-def _read_tracks(request: Request) -> tuple[np.ndarray, np.ndarray]:
+def _read_tracks(request: Request, spool: Path | None) -> tuple[np.ndarray, np.ndarray]:
   apart = request.speak_audio or request.listen_audio
   if request.diarisation and not request.dialogue_audio:
     raise ValueError("diarisation: expected dialogue_audio, the track that its turns belong to")
   if request.dialogue_audio and apart:
     raise ValueError(f"dialogue_audio: expected either it or single tracks, found {apart!r} too")
   if not request.dialogue_audio:
-    return _read_track(request, "speak_audio"), _read_track(request, "listen_audio")
+    return tuple(_read_track(request, field, spool) for field in ("speak_audio", "listen_audio"))
   path = request.dialogue_audio
   if request.diarisation:
     mixed, turns = read_audio(path), read_turns(request.diarisation)
@@ -102,7 +112,7 @@ def _read_tracks(request: Request) -> tuple[np.ndarray, np.ndarray]:
     except ValueError as error:
       raise ValueError(f"{request.diarisation}: {error}") from error
   else:
-    tracks = read_stereo_tracks(path)
+    tracks = spooled_stereo_tracks(path, spool) if spool else read_stereo_tracks(path)
   for audio, side, effect in zip(
     tracks, ("character", "partner"), ("speak", "listen"), strict=True
   ):
@@ -111,11 +121,11 @@ def _read_tracks(request: Request) -> tuple[np.ndarray, np.ndarray]:
   return tracks
 
 
-def _read_track(request: Request, field: str) -> np.ndarray:
+def _read_track(request: Request, field: str, spool: Path | None) -> np.ndarray:
   path = getattr(request, field)
   if not path:
     return np.zeros(0, np.float32)
-  audio = read_audio(path)
+  audio = spooled_audio(path, spool) if spool else read_audio(path)
   if is_silent(audio):
     raise MediaError(
       path,

@@ -98,9 +98,9 @@ def _audio_stream(container: av.container.OutputContainer, audio: np.ndarray) ->
 def _write_audio(
   container: av.container.OutputContainer, stream: av.AudioStream, audio: np.ndarray
 ):
-  planes = np.atleast_2d(audio.astype(np.float32).T)
-  for start in range(0, planes.shape[1], _AUDIO_BLOCK):
-    block = np.ascontiguousarray(planes[:, start : start + _AUDIO_BLOCK])
+  for start in range(0, len(audio), _AUDIO_BLOCK):
+    block = np.atleast_2d(audio[start : start + _AUDIO_BLOCK].T)
+    block = np.ascontiguousarray(block, np.float32)
     frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=stream.layout.name)
     frame.sample_rate = SAMPLE_RATE
     frame.pts = start
@@ -174,6 +174,22 @@ def read_video(path: Path) -> Video:
   except av.FFmpegError as error:
     raise MediaError(path, f"a damaged or unknown file ({error.strerror})", VIDEO) from error
   return Video(np.stack(frames), fps, np.concatenate(audio) if audio else None)
+
+
+def audio_video_offset(path: Path) -> float:
+  """Seconds by which the picture of a file begins after its sound, from the times of its packets.
+
+  The sound is counted from its first sample: encoders put silence before it, with times below zero.
+  Raises MediaError for a file without both.
+  """
+  check_readable(path, VIDEO)
+  with av.open(str(path)) as container:
+    first = {}
+    for stream in (*container.streams.video[:1], *container.streams.audio[:1]):
+      first[stream.type] = float((stream.start_time or 0) * stream.time_base)
+    if len(first) < 2:
+      raise MediaError(path, f"{', '.join(first) or 'no'} streams", "picture and sound")
+  return first["video"] - first["audio"]
 
 
 def side_by_side(

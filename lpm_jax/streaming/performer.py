@@ -1,6 +1,7 @@
 """Online LPM with its encoders, compiled: sound and text in, pixels out, a second at a time."""
 
 import functools
+import time
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,7 @@ from lpm_jax.models.pixels import from_pixels, to_pixels
 from lpm_jax.models.text import tokenize
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VideoVAE
+from lpm_jax.streaming.effort import Effort, chunk, efforts
 from lpm_jax.streaming.sampler import OnlineLPM, StreamSettings, StreamState
 
 Labelled = tuple[np.ndarray, int, int]  # picture uint8 [H, W, 3], kind, label
@@ -80,6 +82,17 @@ class Performer:
     online = OnlineLPM(lpm.transformer, refiner or lpm.transformer, vae, settings)
     self._lpm_graph, self._lpm = nnx.split(lpm)
     self._online_graph, self._online = nnx.split(online)
+    # Compiled calls take the weights as a plain list: a module's tree is slow to walk, each chunk.
+    self._weights, structure = jax.tree.flatten((self._lpm, self._online))
+    graphs = self._lpm_graph, self._online_graph
+    self.efforts = efforts(settings)
+    self._steps = {
+      effort: jax.jit(
+        functools.partial(_step, graphs, structure, self._latents, effort), donate_argnums=1
+      )
+      for effort in self.efforts
+    }
+    self.effort_seconds: dict[Effort, float] = {}
     self._texts: dict[str, Array] = {}
 
   def begin(
@@ -111,14 +124,32 @@ class Performer:
     silence = (jnp.zeros(self._past) for _ in range(2))
     return Performance(stream, *silence), np.asarray(frame)
 
-  def warm_up(self, picture: np.ndarray, references: Sequence[Labelled] = ()):
-    """Compiles everything for pictures of this size and this many references."""
+  def warm_up(
+    self,
+    picture: np.ndarray,
+    references: Sequence[Labelled] = (),
+    efforts: Sequence[Effort] = (Effort.FULL,),
+  ):
+    """Compiles everything for pictures of this size and this many references.
+
+    Afterwards `effort_seconds` has the time of a chunk of each of `efforts`.
+    """
     performance, _ = self.begin(picture, references)
-    silence = np.zeros(self.samples)
-    self.step(performance, silence, silence, "")
+    performance = self.copied(performance)
+    silence = np.zeros(self.samples, np.float32)
+    for effort in efforts:
+      for _ in range(3):  # the first compiles, the last is typical
+        begun = time.perf_counter()
+        performance, _, _ = self.step(performance, silence, silence, "", effort)
+        self.effort_seconds[effort] = time.perf_counter() - begun
 
   def step(
-    self, performance: Performance, speak: np.ndarray, listen: np.ndarray, text: str
+    self,
+    performance: Performance,
+    speak: np.ndarray,
+    listen: np.ndarray,
+    text: str,
+    effort: Effort = Effort.FULL,
   ) -> tuple[Performance, np.ndarray, bool]:
     """The next chunk; `performance` must not be used again.
 
@@ -126,6 +157,7 @@ class Performer:
       performance: what the chunk before left.
       speak, listen: the chunk's own sound, [samples] each.
       text: what the character does.
+      effort: how much work it gets; all but FULL need `len(settings.backbone)` > 1 or are COARSE.
 
     Returns:
       The state, frames uint8 [frames, H, W, 3], and whether all of the chunk is finite.
@@ -133,22 +165,18 @@ class Performer:
     for name, sound in (("speak", speak), ("listen", listen)):
       if sound.shape != (self.samples,):
         raise ValueError(f"{name}: found shape {sound.shape}, expected ({self.samples},)")
-    performance, frames, finite = _step(
-      self._lpm_graph,
-      self._online_graph,
-      self._latents,
-      self._lpm,
-      self._online,
-      performance,
-      jnp.asarray(speak, jnp.float32),
-      jnp.asarray(listen, jnp.float32),
-      self._text(text),
-    )
+    sounds = (np.asarray(sound, np.float32) for sound in (speak, listen))
+    step = self._steps[effort]
+    performance, frames, finite = step(self._weights, performance, *sounds, self._text(text))
     return performance, np.asarray(frames), bool(finite)
 
+  def copied(self, performance: Performance) -> Performance:
+    """The same state in memory of its own, which outlives a step from the other."""
+    return _copied(performance)
+
   def compiled_steps(self) -> int:
-    """How often the step was compiled in this process, for all performers."""
-    return _step._cache_size()
+    """How often steps of this performer were compiled."""
+    return sum(step._cache_size() for step in self._steps.values())
 
   def _text(self, text: str) -> Array:
     """Text tokens encoded, [1, L, D_text]; the last one is kept."""
@@ -188,19 +216,24 @@ def _begin(
   return stream, to_pixels(frame)[0, 0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@jax.jit
+def _copied(performance: Performance) -> Performance:
+  return jax.tree.map(jnp.copy, performance)
+
+
 def _step(
-  lpm_graph: nnx.GraphDef,
-  online_graph: nnx.GraphDef,
+  graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+  structure: jax.tree_util.PyTreeDef,
   latents: int,
-  lpm_state: nnx.State,
-  online_state: nnx.State,
+  effort: Effort,
+  weights: list[Array],
   performance: Performance,
   speak: Array,
   listen: Array,
   text: Array,
 ) -> tuple[Performance, Array, Array]:
-  lpm, online = nnx.merge(lpm_graph, lpm_state), nnx.merge(online_graph, online_state)
+  states = jax.tree.unflatten(structure, weights)
+  lpm, online = (nnx.merge(graph, state) for graph, state in zip(graphs, states, strict=True))
   tracks = {}
   for name, new in (("speak", speak), ("listen", listen)):
     heard = jnp.concatenate([getattr(performance, name), new])
@@ -208,6 +241,6 @@ def _step(
   nothing = jnp.zeros((1, 0, *performance.stream.shape[2:]))
   none = jnp.zeros((1, 0), jnp.int32)
   conditions = Conditions(text, tracks["speak"][0], tracks["listen"][0], nothing, none, none)
-  stream, made, video = online.step(performance.stream, conditions)
+  stream, made, video = chunk(online, effort, performance.stream, conditions)
   performance = Performance(stream, tracks["speak"][1], tracks["listen"][1])
   return performance, to_pixels(video)[0], jnp.isfinite(made).all()

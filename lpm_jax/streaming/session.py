@@ -4,25 +4,27 @@ Plain Python around the compiled step. Everything that changes the character cha
 boundary. Time is that of the stream: chunk n shows `seconds` n * length .. (n + 1) * length, with
 the reply that is heard then.
 
-When compute is late, first the look-ahead shrinks; when nothing is ready the consumer holds the
-last frame and the reply waits with it, so lips and sound stay together. Each such pull is counted.
+When compute is late, first the look-ahead shrinks; with `degrade` the next chunks then get fewer
+evaluations (`Effort`); when nothing is ready the consumer holds the last frame and the reply waits
+with it, so lips and sound stay together; then the oldest sound of the partner is dropped. Each is
+counted, and full effort is back as soon as compute is in time.
 """
 
 import collections
-import copy
 import dataclasses
 import enum
 import time
 from collections.abc import Callable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from data_pipelines.clip import SAMPLE_RATE, fitted_audio
+from lpm_jax.streaming.effort import Effort, Pace
+from lpm_jax.streaming.gate import GateSettings, SpeechGate
 from lpm_jax.streaming.performer import Labelled, Performance, Performer
-from lpm_jax.streaming.sound import GateSettings, SpeechGate, Track
+from lpm_jax.streaming.report import Speed, quantiles
+from lpm_jax.streaming.sound import Track
 
 # The state before a chunk, the gates, and since when the partner waits for an answer.
 _Before = tuple[Performance, dict[str, SpeechGate], int | None]
@@ -44,24 +46,32 @@ class SessionSettings:
   Attributes:
     look_ahead: chunks that are made before they are pulled.
     partner_seconds: sound of the partner that may wait; older sound is dropped.
+    bend: largest share by which the partner's sound is played faster or slower, so that a clock
+      that drifts costs no sound (`Track.take_bent`).
     reply_seconds: reply that may wait; voice services send faster than it is spoken.
     reply_start: seconds of a reply that must be there before it begins, unless it has ended.
     text_characters: longer texts are cut.
+    degrade: whether a chunk that would be late gets fewer evaluations; needs a performer that was
+      warmed up with all efforts. Without it a stream has the same bits on any machine.
     gate: when sound is speech.
     timings: chunks over which times are kept.
   """
 
   look_ahead: int = 1
   partner_seconds: float = 3.0
+  bend: float = 0.01
   reply_seconds: float = 120.0
   reply_start: float = 0.25
   text_characters: int = 1_000
+  degrade: bool = False
   gate: GateSettings = GateSettings()
   timings: int = 4_096
 
   def __post_init__(self):
     if self.look_ahead < 1:
       raise ValueError(f"look_ahead: found {self.look_ahead}, expected at least 1")
+    if not 0.0 <= self.bend < 0.1:
+      raise ValueError(f"bend: found {self.bend}, expected a share in [0, 0.1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,7 @@ class Chunk:
     state: what the character does in it.
     text: that it follows.
     held: the model failed, and the frame before is held.
+    effort: the work that went into it.
   """
 
   index: int
@@ -86,6 +97,7 @@ class Chunk:
   state: State
   text: str
   held: bool
+  effort: Effort
 
 
 @dataclasses.dataclass
@@ -93,6 +105,8 @@ class Counts:
   """What went wrong so far, in chunks, and in samples of sound."""
 
   not_finite: int = 0
+  short: int = 0
+  coarse: int = 0
   late: int = 0
   interrupted: int = 0
   partner_missing: int = 0
@@ -135,13 +149,22 @@ class Session:
     self._performer, self._clock = performer, clock
     self._begin = lambda: performer.begin(picture, references, self._text, seed)
     self._text = self._shortened(text)
-    self._partner = Track("partner", self.settings.partner_seconds)
+    self._partner = Track("partner", self.settings.partner_seconds, self.settings.bend)
+    self._partner_speed = Speed(self._partner, performer.samples, clock)
     self._reply = Track("reply", self.settings.reply_seconds)
     self._reply_ended = True
     self._gates = {name: SpeechGate(self.settings.gate) for name in ("partner", "reply")}
     self._ready: collections.deque[tuple[_Before, Chunk]] = collections.deque()
     self._made = 0
     self._waiting: int | None = None  # sample at which the partner stopped and waits since
+    self._pace = self._make_pace()
+    self._effort = Effort.FULL
+    self._pulled_at: float | None = None
+    self._shown = self._heard = 0  # frames, and samples of the reply, that were pulled
+    self._depths = {
+      name: collections.deque(maxlen=self.settings.timings)
+      for name in ("ready", "waiting_partner", "waiting_reply")
+    }
     self.state = State.WARM_UP
     self._performance, self.first_frame = self._begin()
     self._last = self.first_frame
@@ -156,9 +179,9 @@ class Session:
     tracks = {"partner": self._partner, "reply": self._reply}
     return {name: len(track) / SAMPLE_RATE for name, track in tracks.items()}
 
-  def push_partner(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
+  def push_partner(self, packet: np.ndarray, rate: int = SAMPLE_RATE, at: float | None = None):
     """What the partner says, as it is said. See `Track.push`."""
-    self._partner.push(packet, rate)
+    self._partner.push(packet, rate, at)
 
   def push_reply(self, packet: np.ndarray, rate: int = SAMPLE_RATE):
     """What the character says, as early as it is known. See `Track.push`.
@@ -221,22 +244,37 @@ class Session:
       return None
     _, chunk = self._ready.popleft()
     self.pulled += 1
+    self._pulled_at = self._clock()
+    self._shown += len(chunk.frames)
+    self._heard += len(chunk.reply)
     self._last = chunk.frames[-1]
     return chunk
 
-  def report(self) -> dict[str, float | int | None]:
-    """Times in seconds and counts, so far."""
-    times = list(self.chunk_seconds) or [float("nan")]
-    shares = {f"chunk_p{p}": float(np.percentile(times, p)) for p in (50, 95, 99)}
-    responses = list(self.response_seconds)
+  def report(self) -> dict[str, float | int | str | None]:
+    """Times in seconds and counts, so far.
+
+    `chunk_*`: time to make a chunk; `response_*`: from the end of what the partner said to the
+    first frame of the answer, in the time of the stream. `ready`, `waiting_*`: depth of the queues
+    now, and its quantiles before each chunk. `audio_video_offset`: by how much the frames that were
+    pulled are longer than their sound. `partner_speed`: seconds of the partner's sound a second.
+    """
+    depths = {name: quantiles(name, depth, (50, 95, 100)) for name, depth in self._depths.items()}
     return {
       "chunks": self._made,
-      **shares,
+      "effort": self._effort.name.lower(),
+      **quantiles("chunk", self.chunk_seconds, (50, 95, 99)),
       "first_frame": self.first_frame_seconds,
-      "response_p50": float(np.median(responses)) if responses else None,
+      **quantiles("response", self.response_seconds, (50, 95)),
+      "audio_video_offset": self._shown / self._performer.fps - self._heard / SAMPLE_RATE,
       "ready": self.ready,
       **{f"waiting_{k}": v for k, v in self.waiting_seconds().items()},
+      **{key: value for depth in depths.values() for key, value in depth.items()},
+      "partner_speed": self._partner_speed.seconds_a_second(),
       **{f"dropped_{t.name}": t.dropped / SAMPLE_RATE for t in (self._partner, self._reply)},
+      "partner_filled": self._partner.filled / SAMPLE_RATE,
+      "partner_repeated": self._partner.repeated / SAMPLE_RATE,
+      "partner_bent": self._partner.bent / SAMPLE_RATE,
+      "partner_jumps": self._partner.jumps,
       **dataclasses.asdict(self.counts),
     }
 
@@ -264,28 +302,71 @@ class Session:
   def _make(self) -> tuple[_Before, Chunk]:
     """What an interruption goes back to, and the next chunk."""
     begun, samples, text = self._clock(), self._performer.samples, self._text
-    partner = self._partner.take(samples)
+    effort = self._choose_effort(begun)
+    self._note_depths()
+    partner = self._partner.take_bent(samples)
     reply = self._take_reply(samples)
     if self._partner.started:
       self.counts.partner_missing += samples - len(partner)
     partner, reply = fitted_audio(partner, samples), fitted_audio(reply, samples)
     before = (
-      jax.tree.map(jnp.copy, self._performance),
-      copy.deepcopy(self._gates),
+      self._performer.copied(self._performance),
+      {name: gate.copied() for name, gate in self._gates.items()},
       self._waiting,
     )
     self.state = self._observe(partner, reply)
     self._performance, frames, finite = self._performer.step(
-      self._performance, reply, partner, text
+      self._performance, reply, partner, text, effort
     )
     if not finite:
       frames = self._recover(frames)
-    self.chunk_seconds.append(self._clock() - begun)
+    took = self._clock() - begun
+    self.chunk_seconds.append(took)
+    if self._pace is not None:
+      self._pace.took(effort, took)
     if self.first_frame_seconds is None:
       self.first_frame_seconds = self._clock() - self._born
-    seconds = self._made * samples / SAMPLE_RATE
-    chunk = Chunk(self._made, seconds, frames, reply, partner, self.state, text, held=not finite)
-    return before, chunk
+    return before, Chunk(
+      index=self._made,
+      seconds=self._made * samples / SAMPLE_RATE,
+      frames=frames,
+      reply=reply,
+      partner=partner,
+      state=self.state,
+      text=text,
+      held=not finite,
+      effort=effort,
+    )
+
+  def _make_pace(self) -> Pace | None:
+    if not self.settings.degrade:
+      return None
+    missing = set(self._performer.efforts) - set(self._performer.effort_seconds)
+    if missing:
+      names = ", ".join(sorted(effort.name for effort in missing))
+      raise ValueError(f"degrade: found a performer not warmed up with {names}, expected all")
+    return Pace(self._performer.effort_seconds)
+
+  def _choose_effort(self, now: float) -> Effort:
+    """The work for the next chunk: what is left of the time until it is needed decides."""
+    effort = Effort.FULL
+    if self._pace is not None and self._pulled_at is not None:
+      length = self._performer.samples / SAMPLE_RATE
+      effort = self._pace.choose(self._pulled_at + length * (1 + self.ready) - now)
+    if effort is not self._effort:
+      late = "late" if effort > self._effort else "in time again"
+      logging.warning("chunk %d: compute is %s: %s effort", self._made, late, effort.name.lower())
+    self._effort = effort
+    self.counts.short += effort is Effort.SHORT
+    self.counts.coarse += effort is Effort.COARSE
+    return effort
+
+  def _note_depths(self):
+    """Queue depths and the speed of the partner, before a chunk is made."""
+    self._depths["ready"].append(self.ready)
+    for name, seconds in self.waiting_seconds().items():
+      self._depths[f"waiting_{name}"].append(seconds)
+    self._partner_speed.note()
 
   def _take_reply(self, samples: int) -> np.ndarray:
     """The reply of the next chunk: nothing while too little of it is there to begin with."""
@@ -324,5 +405,6 @@ class Session:
     limit = self.settings.text_characters
     if len(text) > limit:
       self.counts.texts_cut += 1
-      logging.warning("text: found %d characters, kept the first %d", len(text), limit)
+      if self.counts.texts_cut == 1:
+        logging.warning("text: found %d characters, kept the first %d", len(text), limit)
     return text[:limit]

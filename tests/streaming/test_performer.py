@@ -10,6 +10,7 @@ from data_pipelines.clip import audio_samples
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
 from lpm_jax.models.vae import VideoVAE
+from lpm_jax.streaming.effort import Effort
 from lpm_jax.streaming.performer import Performer
 from lpm_jax.streaming.sampler import StreamSettings
 from tests.streaming.small import PICTURE, SIZES, VAE, make_performer
@@ -58,6 +59,18 @@ def test_a_step_is_compiled_once():
   compiled = make_performer().compiled_steps()
   perform(np.ones(audio_samples(1 + 12 * 4)), 4)
   assert make_performer().compiled_steps() == compiled
+
+
+def test_nothing_is_compiled_after_a_warm_up_with_all_efforts():
+  performer = make_performer()
+  performer.warm_up(PICTURE, efforts=performer.efforts)
+  assert list(performer.effort_seconds) == list(performer.efforts) == list(Effort)
+  compiled, silence = performer.compiled_steps(), np.zeros(performer.samples)
+  state, _ = performer.begin(PICTURE)
+  for effort in (*performer.efforts, Effort.FULL):
+    state, frames, finite = performer.step(state, silence, silence, "", effort)
+    assert finite
+  assert performer.compiled_steps() == compiled
 
 
 def test_sound_of_another_length_is_refused():

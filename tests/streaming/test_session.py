@@ -174,6 +174,26 @@ def test_a_chunk_that_is_not_finite_is_held_and_forgotten(monkeypatch):
   assert session.report()["not_finite"] == 1
 
 
+def test_without_references_the_picture_is_the_reference():
+  empty = Session(make_performer(), PICTURE, references=[])
+  named = Session(make_performer(), PICTURE, references=[(PICTURE, 0, 0)])
+  np.testing.assert_array_equal(next_chunk(empty).frames, next_chunk(named).frames)
+
+
+def test_a_report_has_every_time_and_depth():
+  session = make_session(look_ahead=2)
+  session.push_partner(tone(2 * SECONDS))
+  for _ in range(3):
+    session.advance()
+  session.pull()
+  report = session.report()
+  for name in ("chunk_p50", "chunk_p95", "chunk_p99", "first_frame"):
+    assert 0 < report[name] < 600, name
+  assert report["audio_video_offset"] == 0
+  assert (report["ready"], report["ready_p100"]) == (1, 1)
+  assert report["waiting_partner_p100"] == 2 * SECONDS
+
+
 def test_the_time_from_a_question_to_its_answer():
   session = make_session()
   session.push_partner(tone(SECONDS))

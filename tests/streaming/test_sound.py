@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lpm_jax.streaming.sound import SpeechGate, Track
+from lpm_jax.streaming.gate import SpeechGate
+from lpm_jax.streaming.sound import Track
 
 RATE = 16_000
 
@@ -44,6 +45,55 @@ def test_a_source_that_runs_fast_costs_sound_and_not_memory():
   assert track.dropped == 100 * RATE // 10 - RATE // 2
 
 
+def test_a_gap_in_the_clock_of_the_source_is_silence_of_that_length():
+  track, sound = Track("partner", 5), tone(0.2)
+  for at in (7.0, 7.2, 8.0):  # 0.6 s are missing
+    track.push(sound, at=at)
+  assert track.filled == round(0.6 * RATE)
+  found = track.take(99_999)
+  np.testing.assert_array_equal(found[-len(sound) :], sound)
+  assert not found[2 * len(sound) : -len(sound)].any()
+  assert len(found) == round(1.2 * RATE)
+
+
+def test_what_was_silence_already_while_the_source_was_away_is_not_silent_twice():
+  track, sound = Track("partner", 5), tone(0.2)
+  track.push(sound, at=0.0)
+  assert len(track.take(round(0.6 * RATE))) == len(sound)  # 0.4 s were asked for in vain
+  track.push(sound, at=1.0)  # 0.8 s after the end of the first
+  assert len(track) == pytest.approx(round((0.4 + 0.2) * RATE), abs=1)
+
+
+def test_sound_that_comes_again_is_left_out():
+  track, sound = Track("partner", 5), tone(1.0)
+  track.push(sound[:8_000], at=0.0)
+  track.push(sound[4_000:], at=0.25)
+  track.push(sound[:4_000], at=0.0)
+  np.testing.assert_array_equal(track.take(99_999), sound)
+  assert track.repeated == 4_000 + 4_000
+
+
+def test_small_steps_of_the_clock_add_up_and_are_seen():
+  track, packet = Track("partner", 5), np.ones(320, np.float32)
+  for i in range(100):
+    track.push(packet, at=i * 0.021)  # 5 % less sound than time
+  assert len(track) == pytest.approx(100 * 0.021 * RATE, abs=0.05 * RATE)
+
+
+def test_a_clock_that_begins_anew_moves_nothing():
+  track = Track("partner", 5)
+  for at in (0.0, 1e6, -1e6):
+    track.push(tone(0.2), at=at)
+  assert (track.jumps, len(track)) == (2, 3 * round(0.2 * RATE))
+
+
+def test_a_gap_at_another_rate_is_as_long():
+  track = Track("partner", 5)
+  for at in (0.0, 1.0):
+    track.push(tone(0.5, 24_000), 24_000, at=at)
+  assert len(track) == pytest.approx(1.5 * RATE, abs=600)  # the filter still holds the end
+
+
 @pytest.mark.parametrize(
   ("packet", "rate", "message"),
   [
@@ -58,6 +108,11 @@ def test_bad_packets_are_refused_and_leave_no_trace(packet, rate, message):
   with pytest.raises(ValueError, match=message):
     track.push(packet, rate)
   assert not len(track)
+
+
+def test_a_time_that_is_no_number_is_refused():
+  with pytest.raises(ValueError, match="partner: at: found nan"):
+    Track("partner", 1).push(tone(0.1), at=float("nan"))
 
 
 def test_the_gate_opens_on_speech_and_closes_after_it():
@@ -77,3 +132,11 @@ def test_the_gate_gets_used_to_a_noisy_room():
   gate.hear(room)
   assert not gate.open
   assert gate.hear(tone(0.5, loud=0.5))
+
+
+def test_the_noise_of_the_room_is_the_10th_percentile_of_the_last_ten_seconds():
+  gate, rng = SpeechGate(), np.random.default_rng(0)
+  levels = [0.001] * 50
+  for level in rng.uniform(0.01, 0.1, 1_200).round(3):  # some are equal
+    levels.append(float(level))
+    assert gate._noise(levels[-1]) == pytest.approx(np.percentile(levels[-500:], 10))
