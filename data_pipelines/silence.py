@@ -16,7 +16,7 @@ def silent_clip(
   text_features: tuple[int, int] | None = None,
   audio_features: tuple[int, int] | None = None,
 ) -> EncodedClip:
-  """An encoded clip of zeros.
+  """An encoded clip of zeros, in the types that `lpm data encode` stores.
 
   Args:
     latents: shape [F, h, w, C].
@@ -40,11 +40,11 @@ def silent_clip(
     consent="none needed",
     fps=fps,
     text="",
-    latents=np.zeros(latents, np.float32),
+    latents=np.zeros(latents, bfloat16),
     speak_audio=sound,
     listen_audio=sound,
     state=np.zeros(frames, np.int8),
-    references=np.zeros((references, *latents[1:]), np.float32),
+    references=np.zeros((references, *latents[1:]), bfloat16),
     reference_kind=np.zeros(references, np.int32),
     reference_label=np.zeros(references, np.int32),
     text_features=np.zeros(text_features, bfloat16) if text_features else None,

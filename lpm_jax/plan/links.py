@@ -6,7 +6,6 @@ axis that does not close into a ring has half of the bandwidth.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,43 +83,39 @@ def axis_of(mesh: Mesh, groups: Sequence[Sequence[int]]) -> str:
 def seconds(kind: str, result: int, group: Group, links: Links) -> float:
   """Time of one collective from the bytes of its result on a device.
 
-  All-to-all is bounded by what crosses the middle of the longest axis.
+  All-to-all is bounded by what crosses the middle of the longest axis. Over several slices a
+  reduction or gather is done within each of them first, so that the devices of one share what goes
+  between slices.
   """
-  size = group.size
-  if size < 2:
+  if group.size < 2:
     return 0.0
-  if group.slices > 1:
-    share, bandwidth = 1 - 1 / group.slices, links.dcn
-  else:
-    share = 1 - 1 / size
-    ways = [1.0 if ring else 0.5 for _, ring in group.axes] or [1.0]
-    bandwidth = links.axis / links.cores * sum(ways)
+  within = group.size // group.slices
+  if group.slices == 1:
+    return _in_slice(kind, result, group, links)
+  between = 1 - 1 / group.slices
+  if kind in ("collective-permute", "all-to-all"):
+    return result * (between if kind == "all-to-all" else 1) / links.dcn
+  times = {"all-gather": 1, "all-reduce": 2, "reduce-scatter": group.size}[kind]
+  inner = dataclasses.replace(group, size=within, slices=1)
+  own = _in_slice(kind, result, inner, links) if within > 1 else 0.0
+  return own + times * result * between / within / links.dcn
+
+
+def _in_slice(kind: str, result: int, group: Group, links: Links) -> float:
+  share = 1 - 1 / group.size
+  ways = [1.0 if ring else 0.5 for _, ring in group.axes] or [1.0]
+  bandwidth = links.axis / links.cores * sum(ways)
   if kind == "collective-permute":
     return result / min(links.axis / links.cores, bandwidth)
   sent = {
     "all-gather": result * share,
     "all-reduce": 2 * result * share,
-    "reduce-scatter": size * result * share,
+    "reduce-scatter": group.size * result * share,
     "all-to-all": result * share,
   }[kind]
   time = sent / bandwidth
-  if kind == "all-to-all" and group.slices == 1 and group.axes:
+  if kind == "all-to-all" and group.axes:
     longest, ring = max(group.axes)
     crossing = result * longest / (4 if ring else 2)
     time = max(time, crossing / (links.axis / links.cores))
   return time
-
-
-def wire_bytes(kind: str, result: int, size: int) -> float:
-  """What one device sends, from the bytes of the collective's result."""
-  share = 1 - 1 / max(size, 1)
-  return (
-    result
-    * {
-      "all-reduce": 2 * share,
-      "all-gather": share,
-      "reduce-scatter": size - 1,
-      "all-to-all": share,
-      "collective-permute": math.ceil(share),
-    }[kind]
-  )

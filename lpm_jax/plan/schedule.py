@@ -185,7 +185,7 @@ class _Reader:
         if operand not in numbers:
           continue
         index = numbers[operand]
-        if op == "dynamic-slice":
+        if op in ("dynamic-slice", "slice"):
           read[index] = read.get(index, 0) + sizes[label]
         elif op == "dynamic-update-slice" and place == 0:
           read[index] = read.get(index, 0)

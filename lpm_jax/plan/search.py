@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lpm_jax import media
 from lpm_jax.evaluation import page
+from lpm_jax.models.remat import POLICIES
 from lpm_jax.plan import chips
 
 GIB = 2**30
@@ -98,7 +99,7 @@ def candidates(config: ConfigDict, devices: int) -> Iterator[Candidate]:
   held = int(mesh.get("context", 1))
   shared = int(mesh.fsdp) * held
   own = str(config.model.transformer.remat)
-  remats = dict.fromkeys((own, *REMAT))
+  remats = dict.fromkeys((own, *POLICIES))
   contexts = sorted({held, *(c for c in (1, 2, 4) if shared % c == 0)})
   heads = config.model.transformer.heads
   for context, remat, flags in itertools.product(contexts, remats, FLAGS):
@@ -108,9 +109,6 @@ def candidates(config: ConfigDict, devices: int) -> Iterator[Candidate]:
     for batch in sorted({rows, 2 * rows, config.batch_size}):
       if batch % rows == 0 and batch % config.get("accumulate", 1) == 0:
         yield Candidate(remat, batch, context, flags)
-
-
-REMAT = ("nothing_saveable",)
 
 
 def _row(candidate: Candidate, config: ConfigDict, folder: pathlib.Path, compute: Callable) -> dict:

@@ -46,6 +46,14 @@ def test_between_slices_the_data_centre_network_binds():
   assert links.seconds("all-reduce", 100, group, PLAIN) == pytest.approx(2 * 50 / PLAIN.dcn)
 
 
+def test_devices_of_a_slice_share_what_goes_between_slices():
+  """A sum over 2 slices of 4: each device sends a quarter of it to the other slice."""
+  group = Group(8, slices=2, axes=((4, True),))
+  inside = links.seconds("all-reduce", 400, Group(4, axes=((4, True),)), PLAIN)
+  found = links.seconds("all-reduce", 400, group, PLAIN)
+  assert found == pytest.approx(inside + 2 * (400 / 4) / 2 / PLAIN.dcn)
+
+
 def devices_of(shape: tuple[int, ...], slices: int = 1) -> list:
   return [
     types.SimpleNamespace(coords=coords, slice_index=i)
