@@ -84,7 +84,7 @@ class Stream:
   """What all blocks share: rotary angles, masks and the embedded text.
 
   With caches, their tokens come before those of the call in the mask. Grids of tokens [B, G, N, D]
-  that all have one modulation may come folded, as one of [B, 1, G N, D].
+  that all have one modulation may come folded, as one of [B, 1, S, D], S at least G N.
   """
 
   turn: rotary.Turn  # of the tokens of this call
@@ -92,6 +92,7 @@ class Stream:
   text: Array  # [B, L, D]
   grids: int  # latent frames of video, then references
   frames: int  # latent frames of video
+  tokens: int  # of a grid
   seen: Array | None = None  # bool [B, G]: the same by grids, where all tokens look at the same
   audible: Array | None = None  # bool [F, frames of audio]: hides what is not heard yet
 
@@ -132,7 +133,8 @@ class SelfAttention(nnx.Module):
   ) -> tuple[Array, Kept]:
     """Attention of query [B, K, S, d] over caches and the chunk itself, which is kept."""
     query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
-    key, turned, value = (_grids(x, stream.grids) for x in (key, turned, value))
+    length = stream.grids * stream.tokens
+    key, turned, value = (_grids(x[:, :, :length], stream.grids) for x in (key, turned, value))
     own = source_of(turned, value)
     return chunk_attend(query, [*past, own], stream.seen), (key, value)
 
@@ -167,7 +169,8 @@ class TextAudioAttention(nnx.Module):
   def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
     """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the same shape as x."""
     folds, frames, per_frame = x_bfnd.shape[1], stream.frames, audio.shape[2]
-    tokens, past = folds * x_bfnd.shape[2] // frames, audio.shape[1] - frames
+    past = audio.shape[1] - frames
+    frame = jnp.minimum(jnp.arange(folds * x_bfnd.shape[2]) // stream.tokens, frames - 1)
     (query,) = gather_into(x_bfnd, (self.query,))
     query = self.query_norm(query)
     text_key = self.text_key_norm(self.text_key(stream.text))
@@ -186,18 +189,17 @@ class TextAudioAttention(nnx.Module):
 
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = jnp.repeat((past + jnp.arange(frames)) * per_frame, tokens)
+    query_time = (past + frame) * per_frame
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
     if stream.audible is not None:
       mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
-    mask = jnp.repeat(mask, tokens, axis=0)
     heard = attend(
       rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None])),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask[None, None],
+      mask=mask[frame][None, None],
     )
     return scatter_from([seen, _join(heard, folds)], (self.text_out, self.audio_out))
 

@@ -19,7 +19,7 @@ from lpm_jax.models import rotary
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
 from lpm_jax.models.cache import KVCache, TurnedCache
-from lpm_jax.models.chunk_attention import Source, largest_norm
+from lpm_jax.models.chunk_attention import PART, Source, largest_norm
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
 from lpm_jax.models.spread import spread
@@ -142,17 +142,22 @@ class VideoTransformer(nnx.Module):
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
     patches = _patchify(grids, self.config.patch)
+    tokens = patches.shape[2]
     if times.shape[1] == 1:
       patches = rearrange(patches, "b g n d -> b 1 (g n) d")
+    if times.shape[1] == 1 and self._fused(caches):  # 6 x 1,560 rows over 8 devices fill no tiles
+      patches = jnp.pad(patches, ((0, 0), (0, 0), (0, -patches.shape[2] % PART), (0, 0)))
+    turn = self._turn(place, *latents.shape[2:4])
     x_bgnd = spread(self.patch_in(patches))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      turn=self._turn(place, *latents.shape[2:4]),
-      mask=_token_mask(visible, patches.shape[1] * patches.shape[2] // grids.shape[1]),
+      turn=[_lengthened(table, patches.shape[1] * patches.shape[2]) for table in turn],
+      mask=_token_mask(visible, tokens),
       seen=visible[:, 0],
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       grids=grids.shape[1],
       frames=frames,
+      tokens=tokens,
       audible=audible,
     )
     past = [
@@ -164,8 +169,9 @@ class VideoTransformer(nnx.Module):
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
     velocity = rearrange(
-      out.reshape(*latents.shape[:2], -1, out.shape[-1]),
-      "b f (r c) (p q d) -> b f (r p) (c q) d",
+      rearrange(out, "b g n d -> b (g n) d")[:, : frames * tokens],
+      "b (f r c) (p q d) -> b f (r p) (c q) d",
+      f=frames,
       r=latents.shape[2] // self.config.patch[0],
       p=self.config.patch[0],
       q=self.config.patch[1],
@@ -173,6 +179,10 @@ class VideoTransformer(nnx.Module):
     if not keep:
       return velocity, None
     return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
+
+  def _fused(self, caches: Sequence) -> bool:
+    """Whether attention is the kernel that finds a block in the whole of each cache."""
+    return bool(caches) and self.config.attention == "chunk"
 
   def _turn(self, time: Array, height: int, width: int) -> rotary.Turn:
     rows, columns = height // self.config.patch[0], width // self.config.patch[1]
@@ -190,8 +200,7 @@ class VideoTransformer(nnx.Module):
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
-    # The fused kernel finds a block in the whole cache; sliced by the scan it would be a copy.
-    in_place = self.config.attention == "chunk"
+    in_place = self._fused(past)  # sliced by the scan, a cache would be copied
     sliced = [] if in_place else [(cache.key, cache.value) for cache in past]
 
     def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
@@ -224,6 +233,11 @@ def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
     return BlockPair(config, rngs=rngs)
 
   return build(rngs)
+
+
+def _lengthened(table: Array, length: int) -> Array:
+  """Zeros up to `length` in the second axis."""
+  return jnp.pad(table, ((0, 0), (0, length - table.shape[1]), (0, 0)))
 
 
 def _patchify(grids: Array, patch: tuple[int, int]) -> Array:
