@@ -4,6 +4,7 @@ Every verb takes --config=FILE[:arg], --config.key=value and --workdir=DIR.
 """
 
 import sys
+import time
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -29,9 +30,13 @@ def data_encode(config, workdir: str):
 
 def train(config, workdir: str):
   """Train what the config names; continues from the newest checkpoint in the workdir."""
+  begun = time.time()
+  from lpm_jax.training import distributed
+
+  distributed.start(config.get("distributed"))
   from lpm_jax.training import loop
 
-  loop.train(config, workdir)
+  loop.train(config, workdir, begun=begun)
 
 
 def generate(config, workdir: str):
@@ -49,10 +54,19 @@ def stream(config, workdir: str):
 
 
 def plan(config, workdir: str):
-  """Compile a stream for a TPU topology that is not there: memory, predicted time, layouts."""
-  from lpm_jax.plan import stream
+  """Compile a train step, or a stream, for a TPU topology that is not there: memory, time."""
+  if "task" not in config:
+    from lpm_jax.plan import stream
 
-  stream.plan(config, workdir)
+    stream.plan(config, workdir)
+  elif config.get("search"):
+    from lpm_jax.plan import search
+
+    search.search(config, workdir)
+  else:
+    from lpm_jax.plan import train
+
+    train.plan(config, workdir)
 
 
 def evaluate(config, workdir: str):

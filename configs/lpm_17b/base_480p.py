@@ -28,6 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data = ConfigDict()
   c.data.path = "data/lpm_latents/train"
   c.data.validation = "data/lpm_latents/validation"
+  c.data.height, c.data.width = 480, 832  # pixels; the data decides, `lpm plan` reads this
   c.data.latent_frames = 31  # 121 video frames, 5 s of the published 3-8 s
   c.data.slots = 13  # 1 global, up to 4 body views, up to 8 expressions
 
@@ -40,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     hidden=13824,
     text_width=4096,
     audio_width=5120,
-    remat="nothing_saveable",
+    remat="attention",
     dtype="bfloat16",
   )
   c.model.text = dict(length=512)
@@ -104,4 +105,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.evaluation.log_every = 20
   c.evaluation.sample_every = 2_000
   c.evaluation.sample_clips = 0  # the validation loss alone; videos come from `lpm generate`
+
+  # plan: what `lpm plan` compiles this for
+  c.topology = "v5p:8x8x4"  # CHIP:AxBxC[,slices=N]
+  c.flags = ()  # groups of compiler options, see lpm_jax/plan/flags.py
+  c.assume = ""  # numbers of the model of time, "kernel_share=0.5,dcn=25e9"
+  c.search = False  # try remat policies, batches, context degrees and flags
   return c

@@ -1,6 +1,7 @@
 """Attention: one function that every block calls, and the masks it is called with."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -78,14 +79,74 @@ class ChunkCausal:
     """Chunk of a frame; -1 for the picture."""
     return (frame + self.frames - 1) // self.frames - 1
 
-  def visible(self, count: int) -> Array:
-    """Which of `count` frames (columns) a frame (row) sees: bool [count, count]."""
-    chunk = self.chunk(jnp.arange(count))
-    query, key = chunk[:, None], chunk[None]
+  def sees(self, query: Array, key: Array) -> Array:
+    """Whether frame `query` sees frame `key`, elementwise."""
+    query, key = self.chunk(query), self.chunk(key)
     near = (key < self.sink) | (key >= query - self.window)
     return (key <= query) & near
 
+  def visible(self, count: int) -> Array:
+    """Which of `count` frames (columns) a frame (row) sees: bool [count, count]."""
+    return _square(self.sees, count)
+
   def audible(self, count: int) -> Array:
     """Which frames of audio a frame may hear: those up to the end of its chunk."""
-    chunk = self.chunk(jnp.arange(count))
-    return chunk[None] <= chunk[:, None]
+    return _square(lambda query, key: self.chunk(key) <= self.chunk(query), count)
+
+  def times(self, count: int) -> Array:
+    """Temporal index of each of `count` frames."""
+    return jnp.arange(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherForcing:
+  """A whole stream at once, as a causal model is trained: `frames` clean ones, then as many noisy.
+
+  A clean frame sees what `causal` lets it see. A noisy one sees its own chunk, noisy, and of all
+  earlier chunks what `causal` lets it see, clean.
+
+  Args:
+    causal: the mask of the stream.
+    frames: of the stream, the main picture included.
+  """
+
+  causal: ChunkCausal
+  frames: int
+
+  def sees(self, query: Array, key: Array) -> Array:
+    """Whether frame `query` sees frame `key`, elementwise; indices up to 2 * frames."""
+    noisy_query, noisy_key = query >= self.frames, key >= self.frames
+    query, key = (x - self.frames * (x >= self.frames) for x in (query, key))
+    same_chunk = self.causal.chunk(query) == self.causal.chunk(key)
+    allowed = self.causal.sees(query, key)
+    # In words of integers: kernels for TPUs do not choose between masks.
+    return allowed & (noisy_key == (noisy_query & same_chunk))
+
+  def audible(self, count: int) -> Array:
+    """As for `causal`, within the clean and within the noisy frames."""
+    half = jnp.arange(count) // self.frames
+    return jnp.tile(self.causal.audible(self.frames), (2, 2)) & (half[:, None] == half[None])
+
+  def times(self, count: int) -> Array:
+    """A noisy frame stands where its clean one does."""
+    return jnp.arange(count) % self.frames
+
+
+@dataclasses.dataclass(frozen=True)
+class GridMask:
+  """Which grids see which, where references follow the frames of a video.
+
+  Frames see references, and frames as in `video`; references see each other.
+  """
+
+  video: ChunkCausal | TeacherForcing
+  frames: int
+
+  def __call__(self, query: Array, key: Array) -> Array:
+    """Whether grid `query` sees grid `key`, elementwise."""
+    return (key >= self.frames) | ((query < self.frames) & self.video.sees(query, key))
+
+
+def _square(sees: Callable[[Array, Array], Array], count: int) -> Array:
+  index = jnp.arange(count)
+  return sees(index[:, None], index[None])

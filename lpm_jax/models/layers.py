@@ -5,6 +5,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lpm_jax.parallel import layout
+
 Initializer = nnx.initializers.Initializer
 
 
@@ -37,10 +39,14 @@ class Linear(nnx.Module):
     init = init or nnx.initializers.xavier_uniform()
     self.kernel = parameter(init(rngs.params(), (width, out), jnp.float32), axes)
     self.bias = parameter(jnp.zeros(out), axes[1:]) if bias else None
-    self.dtype = dtype
+    self.dtype, self.axes = dtype, axes
+
+  def weights(self) -> Array:
+    """The kernel as it is multiplied with: cast where it is stored, then brought together."""
+    return layout.used(self.kernel[...].astype(self.dtype), self.axes)
 
   def __call__(self, x: Array) -> Array:
-    y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+    y = x.astype(self.dtype) @ self.weights()
     return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

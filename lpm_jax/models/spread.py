@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from lpm_jax.models.layers import Linear
+from lpm_jax.parallel import layout
 
 AXIS = "tensor"
 _TOKENS = PartitionSpec(None, None, AXIS)
@@ -26,14 +27,14 @@ _COLUMNS = PartitionSpec(None, None, None, AXIS)
 
 def spread(x: Array) -> Array:
   """Tokens [B, G, N, D], N over the tensor group."""
-  return jax.lax.with_sharding_constraint(x, _TOKENS) if _apart(x) else x
+  return layout.constrain(x, "batch", None, "tokens", None)
 
 
 def gather_into(x: Array, maps: Sequence[Linear]) -> list[Array]:
   """What each map makes of tokens [B, G, N, D]: [B, G, N, columns], columns over the group."""
   if not _apart(x):
     return [linear(x) for linear in maps]
-  kernels = [linear.kernel[...].astype(linear.dtype) for linear in maps]
+  kernels = [linear.weights() for linear in maps]
 
   @functools.partial(
     jax.shard_map,
@@ -54,7 +55,7 @@ def scatter_from(xs: Sequence[Array], maps: Sequence[Linear]) -> Array:
   """The sum of maps, each of its own [B, G, N, columns]: tokens [B, G, N, D], N over the group."""
   if not _apart(xs[0]):
     return functools.reduce(jnp.add, [linear(x) for x, linear in zip(xs, maps, strict=True)])
-  kernels = [linear.kernel[...].astype(linear.dtype) for linear in maps]
+  kernels = [linear.weights() for linear in maps]
 
   @functools.partial(
     jax.shard_map,

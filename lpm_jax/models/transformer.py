@@ -15,12 +15,13 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from lpm_jax.models import rotary
-from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models import remat, rotary
+from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing
 from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
 from lpm_jax.models.cache import KVCache, TurnedCache
 from lpm_jax.models.chunk_attention import PART, Source, largest_norm
 from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.context import Grids
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
 from lpm_jax.models.spread import spread
 
@@ -56,7 +57,7 @@ class VideoTransformer(nnx.Module):
     latents: Array,
     timestep: Array,
     conditions: Conditions,
-    causal: ChunkCausal | None = None,
+    causal: ChunkCausal | TeacherForcing | None = None,
   ) -> Array:
     """Predicts velocity = noise - clean, fp32 [B, F, H, W, C].
 
@@ -65,17 +66,18 @@ class VideoTransformer(nnx.Module):
       timestep: [B, F] in [0, 1], one per latent frame; 0 is clean.
       conditions: see Conditions.
       causal: what a frame of a stream sees and hears, references see each other only; by default
-        everything sees everything.
+        everything sees everything. With TeacherForcing latents and tracks are given twice, clean
+        and noisy.
 
     Raises:
       ValueError: shapes that do not fit each other.
     """
-    frames, audible = latents.shape[1], causal.audible(latents.shape[1]) if causal else None
-    time = jnp.broadcast_to(jnp.arange(frames), latents.shape[:2])
-    visible = (
-      _visible(causal.visible(frames), conditions) if causal else _present(conditions, frames)
-    )
-    return self._run(latents, timestep, conditions, time, visible, audible, keep=False)[0]
+    frames, time, audible, mask = latents.shape[1], jnp.arange(latents.shape[1]), None, None
+    if causal:
+      time, audible, mask = causal.times(frames), causal.audible(frames), GridMask(causal, frames)
+    time = jnp.broadcast_to(time, latents.shape[:2])
+    grids = Grids(frames, _present(conditions, frames), mask)
+    return self._run(latents, timestep, conditions, time, grids, audible=audible, keep=False)[0]
 
   def remember(self, picture: Array, conditions: Conditions) -> KVCache:
     """What the main picture, a clean latent [B, 1, H, W, C], and the references leave behind.
@@ -83,8 +85,8 @@ class VideoTransformer(nnx.Module):
     The picture stands at time 0 and hears the first frame of the tracks. See `extend`.
     """
     timestep, time = jnp.zeros(picture.shape[:2]), jnp.zeros(picture.shape[:2], jnp.int32)
-    visible = _visible(jnp.ones((1, 1), bool), conditions)
-    return self._run(picture, timestep, conditions, time, visible)[1]
+    grids = Grids(1, _present(conditions, 1), GridMask(ChunkCausal(), 1))
+    return self._run(picture, timestep, conditions, time, grids)[1]
 
   def extend(
     self,
@@ -110,11 +112,11 @@ class VideoTransformer(nnx.Module):
     """
     frames, past = latents.shape[1], conditions.speak.shape[1] - latents.shape[1]
     time = jnp.broadcast_to(start + jnp.arange(frames), latents.shape[:2])
-    own = jnp.ones(latents.shape[:2], bool)
-    visible = jnp.concatenate([*(cache.seen for cache in caches), own], axis=1)[:, None]
+    grids = Grids(frames, jnp.ones(latents.shape[:2], bool))
+    seen = jnp.concatenate([*(cache.seen for cache in caches), grids.present], axis=1)
     audible = jnp.arange(past + frames)[None] - past + start >= 0
     audible = jnp.broadcast_to(audible, (frames, past + frames))
-    return self._run(latents, timestep, conditions, time, visible, audible, caches)
+    return self._run(latents, timestep, conditions, time, grids, seen, audible, caches)
 
   def turned(self, cache: KVCache, height: int, width: int) -> TurnedCache:
     """Keys of latents of height x width, turned for `extend`: once for all its calls of a chunk."""
@@ -129,33 +131,30 @@ class VideoTransformer(nnx.Module):
     timestep: Array,
     conditions: Conditions,
     time: Array,
-    visible: Array,
+    grids: Grids,
+    seen: Array | None = None,
     audible: Array | None = None,
     caches: Sequence[KVCache | TurnedCache] = (),
     keep: bool = True,
   ) -> tuple[Array, KVCache | None]:
-    """Velocity and, with `keep`, keys and values; `visible` bool [B, G or 1, cached + G]."""
+    """Velocity and, with `keep`, keys and values; `seen` bool [B, cached + G], with caches."""
     _check_shapes(self.config, latents, timestep, conditions)
     frames = latents.shape[1]
-    grids = jnp.concatenate([latents, conditions.references.astype(latents.dtype)], axis=1)
+    pictures = jnp.concatenate([latents, conditions.references.astype(latents.dtype)], axis=1)
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
-    patches = _patchify(grids, self.config.patch)
+    patches, turn = _patchify(pictures, self.config.patch), self._turn(place, *latents.shape[2:4])
     tokens = patches.shape[2]
-    if times.shape[1] == 1:
-      patches = rearrange(patches, "b g n d -> b 1 (g n) d")
-    if times.shape[1] == 1 and self._fused(caches):  # 6 x 1,560 rows over 8 devices fill no tiles
-      patches = jnp.pad(patches, ((0, 0), (0, 0), (0, -patches.shape[2] % PART), (0, 0)))
-    turn = self._turn(place, *latents.shape[2:4])
+    if caches and times.shape[1] == 1:
+      patches, turn = _folded(patches, turn, PART if self.config.attention == "chunk" else 1)
     x_bgnd = spread(self.patch_in(patches))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      turn=[_lengthened(table, patches.shape[1] * patches.shape[2]) for table in turn],
-      mask=_token_mask(visible, tokens),
-      seen=visible[:, 0],
+      turn=turn,
+      grids=grids,
+      seen=seen,
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
-      grids=grids.shape[1],
       frames=frames,
       tokens=tokens,
       audible=audible,
@@ -169,20 +168,15 @@ class VideoTransformer(nnx.Module):
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
     velocity = rearrange(
-      rearrange(out, "b g n d -> b (g n) d")[:, : frames * tokens],
-      "b (f r c) (p q d) -> b f (r p) (c q) d",
-      f=frames,
+      stream.unfolded(out),
+      "b f (r c) (p q d) -> b f (r p) (c q) d",
       r=latents.shape[2] // self.config.patch[0],
       p=self.config.patch[0],
       q=self.config.patch[1],
     )
     if not keep:
       return velocity, None
-    return velocity, KVCache(*kept, place, _present(conditions, frames)[:, 0])
-
-  def _fused(self, caches: Sequence) -> bool:
-    """Whether attention is the kernel that finds a block in the whole of each cache."""
-    return bool(caches) and self.config.attention == "chunk"
+    return velocity, KVCache(*kept, place, grids.present)
 
   def _turn(self, time: Array, height: int, width: int) -> rotary.Turn:
     rows, columns = height // self.config.patch[0], width // self.config.patch[1]
@@ -200,7 +194,8 @@ class VideoTransformer(nnx.Module):
   ) -> tuple[Array, tuple[Array, Array] | None]:
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
-    in_place = self._fused(past)  # sliced by the scan, a cache would be copied
+    # The fused kernel finds a block in the whole cache; sliced by the scan it would be a copy.
+    in_place = bool(past) and self.config.attention == "chunk"
     sliced = [] if in_place else [(cache.key, cache.value) for cache in past]
 
     def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
@@ -216,9 +211,7 @@ class VideoTransformer(nnx.Module):
         kept.append(new)
       return x_bgnd, tuple(jnp.stack(x) for x in zip(*kept, strict=True)) if keep else None
 
-    if self.config.remat != "none":
-      policy = getattr(jax.checkpoint_policies, self.config.remat)
-      run_pair = jax.checkpoint(run_pair, policy=policy, prevent_cse=False)
+    run_pair = remat.checkpointed(run_pair, self.config.remat)
     pairs = jnp.arange(self.config.layers // 2)
     return jax.lax.scan(run_pair, x_bgnd, (stacked, pairs, sliced))
 
@@ -235,9 +228,15 @@ def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
   return build(rngs)
 
 
-def _lengthened(table: Array, length: int) -> Array:
-  """Zeros up to `length` in the second axis."""
-  return jnp.pad(table, ((0, 0), (0, length - table.shape[1]), (0, 0)))
+def _folded(patches: Array, turn: rotary.Turn, multiple: int) -> tuple[Array, rotary.Turn]:
+  """Patches [B, F, N, d] as one sequence [B, 1, S, d], S a multiple, and rotations as long.
+
+  6 x 1,560 rows over eight devices fill no tiles of 8 x 128; 9,472 do.
+  """
+  sequence = rearrange(patches, "b f n d -> b 1 (f n) d")
+  more = -sequence.shape[2] % multiple
+  turn = tuple(jnp.pad(table, ((0, 0), (0, more), (0, 0))) for table in turn)
+  return jnp.pad(sequence, ((0, 0), (0, 0), (0, more), (0, 0))), turn
 
 
 def _patchify(grids: Array, patch: tuple[int, int]) -> Array:
@@ -249,24 +248,9 @@ def _slots(conditions: Conditions) -> tuple[int, int]:
 
 
 def _present(conditions: Conditions, frames: int) -> Array:
-  """Every frame and every reference that is there: bool [B, 1, F + R]."""
+  """Every frame and every reference that is there: bool [B, F + R]."""
   video = jnp.ones((conditions.reference_kind.shape[0], frames), bool)
-  return jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)[:, None]
-
-
-def _visible(video: Array, conditions: Conditions) -> Array:
-  """Frames see frames as in `video` bool [F, F], and references; references see each other."""
-  frames, slots = len(video), _slots(conditions)[1]
-  of_video = jnp.pad(video, ((0, slots), (0, 0)))
-  of_references = jnp.ones((frames + slots, slots), bool)
-  whole = jnp.concatenate([of_video, of_references], axis=1)
-  return whole & _present(conditions, frames)
-
-
-def _token_mask(visible: Array, tokens: int) -> Array:
-  """Grids that see grids, bool [B, G or 1, T] -> tokens that see tokens, [B, 1, S or 1, T N]."""
-  mask = jnp.repeat(visible, tokens, axis=2)[:, None]
-  return mask if mask.shape[2] == 1 else jnp.repeat(mask, tokens, axis=2)
+  return jnp.concatenate([video, conditions.reference_kind >= 0], axis=1)
 
 
 def _check_shapes(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,21 @@ def chip_of(topology: str) -> Chip:
   return CHIPS[name]
 
 
+def slices_of(topology: str) -> tuple[str, int]:
+  """Name of a slice and how many there are: "v5p:4x4x8,slices=2" are two."""
+  name, _, rest = topology.partition(",")
+  if not rest:
+    return name, 1
+  found = re.fullmatch(r"slices=(\d+)", rest)
+  if not found or not int(found[1]):
+    raise ValueError(f"topology: found {topology!r}, expected CHIP:AxB,slices=N")
+  return name, int(found[1])
+
+
 def devices_of(topology: str) -> list:
   """Devices of an absent topology, for the compiler; ValueError without libtpu or such a place."""
   chip_of(topology)
+  name, slices = slices_of(topology)
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -56,7 +69,10 @@ def devices_of(topology: str) -> list:
   from jax.experimental import topologies
 
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=name, **({"num_slices": slices} if slices > 1 else {})
+    )
+    return list(found.devices)
   except Exception as error:
     raise ValueError(
       f"topology {topology}: the TPU compiler cannot be had ({error}); pip install libtpu"

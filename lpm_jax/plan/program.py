@@ -13,7 +13,7 @@ from collections.abc import Iterator
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _NUMBER_BITS = re.compile(r"\d+")
 
@@ -62,7 +62,7 @@ def instructions(text: str) -> list[Instruction]:
 
   Raises ValueError for a text without an entry, or a loop whose trip count cannot be read.
   """
-  bodies, entry = _computations(text)
+  bodies, entry = computations(text)
   if entry is None:
     raise ValueError("program text: no ENTRY computation")
   return list(_walk(bodies, entry, 1))
@@ -98,7 +98,7 @@ def _collective(instruction: Instruction) -> bool:
   return instruction.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
+def computations(text: str) -> tuple[dict[str, list[str]], str | None]:
   bodies: dict[str, list[str]] = {}
   entry, lines = None, []
   for line in text.splitlines():
@@ -113,7 +113,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
 
 def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
   for line in bodies[name]:
-    found = _INSTRUCTION.match(line)
+    found = INSTRUCTION.match(line)
     if not found:
       continue
     label, shape, opcode, rest = found.groups()
@@ -122,7 +122,7 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instr
       opcode, rest = "reduce-scatter", rest + "".join(bodies[scatter[1]])
     if opcode == "while":
       condition, body = (re.search(rf"{key}=%([^,\s]+)", rest)[1] for key in ("condition", "body"))
-      yield from _walk(bodies, body, times * _trips(bodies[condition], condition))
+      yield from _walk(bodies, body, times * trips(bodies[condition], condition))
     elif opcode in ("call", "async-start"):
       called = re.search(r"(?:to_apply|calls|called_computations)=\{?%([^,}\s]+)", rest)
       if called:
@@ -147,7 +147,7 @@ def _walk(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Instr
     )
 
 
-def _trips(condition: list[str], name: str) -> int:
+def trips(condition: list[str], name: str) -> int:
   constants = [int(c) for c in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", "\n".join(condition))]
   if not constants:
     raise ValueError(f"program text: no trip count in {name}")

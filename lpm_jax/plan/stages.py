@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from lpm_jax.models.blocks import TransformerConfig
 from lpm_jax.models.cache import KVCache
-from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.chunk_attention import kernel_flops
+from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel.mesh import make_mesh

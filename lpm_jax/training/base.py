@@ -16,6 +16,7 @@ from data_pipelines.clip import ClipError, EncodedClip
 from data_pipelines.features import FrozenEncoders, load_encoders
 from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
 from data_pipelines.records import RecordSource
+from data_pipelines.silence import silent_clip
 from lpm_jax.diffusion import flow
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.training import samples
@@ -117,6 +118,31 @@ class BaseTask:
       extension=stage.extension,
       random_start=stage.random_start,
     )
+
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `size` clips, cut as in the stage with the longest windows.
+
+    Needs no data, but `data.height` and `data.width`, the pixels of the pictures.
+    """
+    data, model = self.config.data, self.model_config
+    for name in ("height", "width"):
+      if not data.get(name):
+        raise ValueError(f"data.{name}: found {data.get(name)}, expected pixels of the pictures")
+    stage = max(self.curriculum, key=lambda s: s.latent_frames or data.latent_frames)
+    cut = self._example_config(stage)
+    text, audio = model.frozen_text, model.frozen_audio
+    clip = silent_clip(
+      (cut.frames, data.height // 8, data.width // 8, model.transformer.channels),
+      cut.slots,
+      fps=model.audio.fps,
+      text_features=(model.text.length, text.width) if text else None,
+      audio_features=(audio.layers + 1, audio.width) if audio else None,
+    )
+    example = example_from_clip(clip, np.random.default_rng(0), cut)
+    return {
+      name: jax.ShapeDtypeStruct((size, *np.shape(value)), np.asarray(value).dtype)
+      for name, value in example.items()
+    }
 
   def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
     """Flow-matching loss over the latent frames that are not given clean.

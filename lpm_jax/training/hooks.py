@@ -1,4 +1,4 @@
-"""What happens beside the step: metric files, speed and MFU, the stop on NaN and infinity."""
+"""What happens beside the step: metric files, speed and MFU, judged averages, profiles."""
 
 import json
 import math
@@ -14,6 +14,8 @@ from absl import logging
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from lpm_jax.training.guard import Guard, GuardConfig
+
 # Dense bf16 peak per chip in FLOP/s, from the vendors' data sheets.
 PEAK_FLOPS = {
   "TPU v4": 275e12,
@@ -27,10 +29,6 @@ PEAK_FLOPS = {
   "NVIDIA H100": 989e12,
   "NVIDIA H200": 989e12,
 }
-
-
-class NotFiniteError(ValueError):
-  """The loss or the gradient is NaN or infinite. The message names step and metric."""
 
 
 class MetricWriter:
@@ -51,6 +49,7 @@ class MetricWriter:
     if not self._first:
       return
     self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+    self._file.flush()  # a kill loses no row and cuts none
     for name, value in scalars.items():
       self._board.add_scalar(name, value, step)
     logging.info("[%d] %s", step, ", ".join(f"{k}={v:.6g}" for k, v in scalars.items()))
@@ -146,11 +145,17 @@ class Speed:
 
 
 class Averages:
-  """Metrics of the steps since the last reading, kept on the device until they are read."""
+  """Metrics of the steps since the last reading, kept on the device until they are read.
 
-  def __init__(self):
+  Args:
+    guard: judges each step; without one, what is not finite raises.
+  """
+
+  def __init__(self, guard: Guard | None = None):
+    self._guard = guard or Guard(GuardConfig())
     self._pending: list[tuple[int, dict]] = []
     self._checked: list[dict[str, float]] = []
+    self._skipped = 0
 
   def add(self, step: int, metrics: dict):
     """Takes the metrics of a step and checks those of the step before, which are ready by now."""
@@ -158,26 +163,71 @@ class Averages:
     if len(self._pending) > 1:
       self._check(1)
 
+  def is_idle(self) -> bool:
+    """Whether the newest step has ended, so that the devices have nothing to do."""
+    return not self._pending or all(
+      value.is_ready() for value in jax.tree.leaves(self._pending[-1][1])
+    )
+
   def settle(self):
-    """Checks every step taken so far; raises NotFiniteError naming the first bad one."""
+    """Checks every step taken so far; raises BadStepError naming the first bad one."""
     self._check(0)
 
+  def forget(self):
+    """Drops what was not read."""
+    self._pending, self._checked, self._skipped = [], [], 0
+
   def read(self) -> dict[str, float]:
-    """Means over the steps since the last call; settles first."""
+    """Means over the good steps since the last call, and how many were skipped; settles first."""
     self.settle()
     rows, self._checked = self._checked, []
-    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
-
-  @property
-  def last_loss(self) -> float:
-    """Loss of the newest step that was checked."""
-    return self._checked[-1]["loss"] if self._checked else math.nan
+    names = rows[0] if rows else ()
+    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    skipped, self._skipped = self._skipped, 0
+    return means | ({"skipped": skipped} if self._guard.config.policy == "skip" else {})
 
   def _check(self, leave: int):
     while len(self._pending) > leave:
       step, metrics = self._pending.pop(0)
       values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-          raise NotFiniteError(f"step {step}: {name} is {values[name]}")
-      self._checked.append(values)
+      if self._guard.accepts(step, values):
+        self._checked.append(values)
+      else:
+        self._skipped += 1
+
+
+class ProfileWindow:
+  """Traces of some steps into workdir/profile, for TensorBoard or Perfetto; process 0 alone.
+
+  Args:
+    settings: `config.profile`: `start`, steps after the first one of this start of the run (the
+      first compiles); `steps` in a window, 0 is none; `every`, steps from one window to the next,
+      0 is once.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, settings: Mapping | None):
+    settings = dict(settings or {})
+    self._steps = settings.get("steps", 0) if jax.process_index() == 0 else 0
+    self._start, self._every = max(settings.get("start", 10), 1), settings.get("every", 0)
+    self._folder = os.fspath(epath.Path(workdir) / "profile")
+    self._traced = False
+
+  def changes(self, done: int) -> bool:
+    """Whether a window begins or ends before step `done` (counted from this start of the run)."""
+    inside = self._steps > 0 and done >= self._start
+    since = done - self._start
+    since = since % self._every if self._every else since
+    return (inside and since < self._steps) != self._traced
+
+  def turn(self):
+    """Begins or ends a window; end it when the steps in it have ended."""
+    if self._traced:
+      jax.profiler.stop_trace()
+    else:
+      jax.profiler.start_trace(self._folder)
+    self._traced = not self._traced
+
+  def close(self):
+    """Ends a window that is open."""
+    if self._traced:
+      self.turn()

@@ -1,4 +1,7 @@
-"""Trains the toy task in its own process: `child.py WORKDIR [name=value ...]` -> WORKDIR.npz."""
+"""Trains the toy task in its own process: `child.py WORKDIR [name=value ...]`.
+
+Alone, it leaves every array of the state and of the next batch in WORKDIR.npz.
+"""
 
 import json
 import sys
@@ -7,26 +10,37 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lpm_jax.training import loop
+from lpm_jax.training import distributed, loop
 from tests.training.toy import toy_config
 
 
 def result_of(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
   """Trains; returns every array of the state and of the next batch, by name."""
-  state = loop.train(config, workdir)
+  loop.train(config, workdir)
+  return saved(config, workdir)
+
+
+def saved(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
+  """Every array of the newest checkpoint and of the batch after it, by name."""
+  state = loop.prepare(config).state
+  checkpoints = loop.Checkpoints(workdir, config.to_json(), keep=3)
+  restored = checkpoints.restore(state)
+  checkpoints.close()
   arrays = {
     jax.tree_util.keystr(path): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.state)
   }
   batches = loop.make_batches(loop.make_task(config), config)
-  checkpoints = loop.Checkpoints(workdir, config.to_json(), keep=3)
-  _, data_state, _ = checkpoints.restore(state)
-  checkpoints.close()
-  batches.set_state(data_state)
+  batches.set_state(restored.data)
   return arrays | {f"next batch {name}": rows for name, rows in next(batches).items()}
 
 
 if __name__ == "__main__":
   workdir, *words = sys.argv[1:]
   changes = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
-  np.savez(f"{workdir}.npz", **result_of(toy_config(**changes), workdir))
+  config = toy_config(**changes)
+  distributed.start(config.get("distributed"))
+  if jax.process_count() > 1:
+    loop.train(config, workdir)
+  else:
+    np.savez(f"{workdir}.npz", **result_of(config, workdir))

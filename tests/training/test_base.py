@@ -54,6 +54,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
   return c
 
 
+def test_the_shapes_of_a_batch_are_known_without_data(config: ConfigDict):
+  task, longest = BaseTask(config), 0
+  config.data.update(height=32, width=32)
+  shapes = task.abstract_batch(5)
+  example = task.dataset(0, stage=longest)[3]
+  assert {name: (x.shape[1:], x.dtype) for name, x in shapes.items()} == {
+    name: (np.shape(x), np.asarray(x).dtype) for name, x in example.items()
+  }
+  assert {x.shape[0] for x in shapes.values()} == {5}
+  config.data.height = 0
+  with pytest.raises(ValueError, match="data.height: found 0"):
+    task.abstract_batch(5)
+
+
 def test_all_stages_run_and_the_weights_load(config: ConfigDict, tmp_path: pathlib.Path):
   loop.train(config, str(tmp_path))
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from lpm_jax.training import hooks, loop
+from lpm_jax.training import guard, hooks, loop
 from lpm_jax.training.checkpoints import CheckpointError
 from lpm_jax.training.step import CompiledStep
 from tests.training.child import result_of
@@ -98,7 +98,7 @@ def test_eight_devices_equal_one(tmp_path: pathlib.Path):
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path: pathlib.Path):
   with pytest.raises(
-    hooks.NotFiniteError, match="step 24: loss is nan; newest checkpoint: step 20"
+    guard.NotFiniteError, match="step 24: loss is nan; newest checkpoint: step 20"
   ):
     loop.train(toy_config(poison=24), str(tmp_path))
   steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())

@@ -1,5 +1,8 @@
 """A tiny regression task: enough to exercise every part of the loop in seconds."""
 
+import itertools
+import time
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,11 @@ class Toy(nnx.Module):
 
 
 class ToyTask:
-  """y = sin(x A), with noise drawn per index and in the step; step `config.poison` is NaN."""
+  """y = sin(x A), with noise drawn per index and in the step.
+
+  `config.poison`: a step that is NaN; `pace`: seconds that reading an example takes; `hang`: in the
+  process of this index, reading never ends after 100 examples.
+  """
 
   def __init__(self, config: ConfigDict):
     self.config = config
@@ -36,7 +43,12 @@ class ToyTask:
     x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     y = np.sin(x @ np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32))
 
+    read = itertools.count()
+
     def example(i: int, rng: np.random.Generator) -> dict:
+      time.sleep(self.config.get("pace", 0.0))
+      if self.config.get("hang", -1) == jax.process_index() and next(read) >= 100:
+        time.sleep(1000)
       return {"x": x[i] + 0.01 * rng.normal(size=8).astype(np.float32), "y": y[i], "i": np.int32(i)}
 
     return grain.MapDataset.range(50).random_map(example, seed=seed)

@@ -1,0 +1,64 @@
+"""The table of planned train steps: compiles what is missing, prints Markdown.
+
+  JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans [--cases=480p:v5p-256,...]
+
+A case is a config and a preset of it; each leaves WORKDIR/CASE/plan.json and plan.html, which are
+read again unless they are removed. Minutes a case. Nothing in the table is measured.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+
+from lpm_jax.plan import train
+
+PRESETS = ("v5p-256", "v5p-512", "v6e-256", "tpu7x-64", "v5p-2x128")
+CASES = tuple(f"{res}:{preset}" for res in ("480p", "720p") for preset in PRESETS)
+GIB = 2**30
+
+
+def found(case: str, workdir: pathlib.Path) -> dict:
+  """The plan of a case, made or read."""
+  folder = workdir / case.replace(":", "_")
+  path = folder / "plan.json"
+  if path.exists():
+    return json.loads(path.read_text(encoding="utf-8"))
+  resolution, _, preset = case.partition(":")
+  config = importlib.import_module(f"configs.lpm_17b.base_{resolution}").get_config(preset)
+  folder.mkdir(parents=True, exist_ok=True)
+  return train.plan(config, folder)
+
+
+def row(case: str, plan: dict) -> str:
+  """A line of Markdown."""
+  memory, mesh = plan["memory"], " x ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+  total, spare = memory["total"] or 0, memory["spare"] or 0.0
+  left = f"{total / GIB:.1f} of {memory['hbm'] / GIB:.1f} | {100 * spare:.0f} %"
+  head = (
+    f"| {case.partition(':')[0]} | {plan['topology']} | {mesh} | {plan['batch_size']} | {left} |"
+  )
+  if "time" not in plan:
+    return f"{head} | | | | {plan['does_not_fit'] or 'no text'} |"
+  time, parts = plan["time"], plan["time"]["parts"]
+  alike = time["without_communication_kernels_at_60_percent"]["mfu"]
+  seconds = f"{time['step']:.1f} ({' + '.join(f'{s:.1f}' for s in parts.values())})"
+  return f"{head} {seconds} | {100 * time['mfu']:.1f} % | {100 * alike:.1f} % | {time['binds']} |"
+
+
+def main():
+  """Prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--cases", default=",".join(CASES))
+  options = parser.parse_args()
+  rows = [(case, found(case, options.workdir)) for case in options.cases.split(",")]
+  head = "| | topology | mesh | clips | GiB a device | spare | step, s (compute + exposed + memory)"
+  print(f"\n{head} | MFU | as the neighbour | binds |", f"|{'---|' * 10}", sep="\n")
+  for case, plan in rows:
+    print(row(case, plan))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,318 @@
+"""Attention to parts of the keys, one after the other, that never holds all S x T numbers.
+
+Parts are merged by their log-sum-exp; the backward pass needs the merged output and log-sum-exp
+only, which carry the name `RESIDUALS` for remat policies. With a ring, the keys of each device of a
+mesh axis visit every other one (Ring Attention, arXiv 2310.01889).
+
+Kernels: JAX's splash attention on TPUs, forward and fused backward, interpreted where there is no
+TPU; or dense products.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+RESIDUALS = "attention"
+LANES = 128
+HIDDEN = float(kernels.DEFAULT_MASK_VALUE)
+Sees = Callable[[Array, Array], Array]  # (query index, key index) -> bool, elementwise
+Blocks = tuple[int, int, int]  # rows, keys, and keys of one product within them
+
+# Largest blocks. From the compiler's schedule (benchmarks/kernel_schedule.py): forward, tall blocks
+# with narrow products spill the least; backward, every block of keys leaves a partial gradient of
+# all queries to be written and read again, so they are as wide as fits.
+FORWARD: Blocks = (1024, 2048, 256)
+BACKWARD: Blocks = (1024, 8192, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+  """What does not change while a program runs.
+
+  Attributes:
+    kernel: "splash" or "dense".
+    sees: of each part, which query sees which key of it (a hashable function); None: all.
+    ring: mesh axis around which the keys travel; None: they stay.
+    turns: devices of the ring.
+  """
+
+  kernel: str
+  sees: tuple[Sees | None, ...]
+  ring: str | None = None
+  turns: int = 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend_parts(
+  how: How,
+  query: Array,
+  keys: tuple[Array, ...],
+  values: tuple[Array, ...],
+  seen: tuple[Array | None, ...],
+) -> Array:
+  """Softmax attention over the keys of all parts.
+
+  Shapes: query [B, K, S, d], scaled; of each part key and value [B, K, T, d], and seen bool [B, T],
+  the keys that are there (None: all). Every query must see a key. Returns [B, K, S, d].
+  """
+  return _forward(how, query, keys, values, seen)[0]
+
+
+def _forward(how: How, query: Array, keys: tuple, values: tuple, seen: tuple):
+  kernel = _KERNELS[how.kernel]
+  out, lse = jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:3], -jnp.inf)
+  travelling = keys, values, seen
+  for turn in range(how.turns):
+    for sees, key, value, there in zip(how.sees, *travelling, strict=True):
+      part, of_part = kernel.forward(query, key, value, there, sees)
+      total = jnp.logaddexp(lse, of_part)
+      out = out * jnp.exp(lse - total)[..., None] + part * jnp.exp(of_part - total)[..., None]
+      lse = total
+    if turn + 1 < how.turns:
+      travelling = _passed_on(how, travelling)
+  out = checkpoint_name(out.astype(query.dtype), RESIDUALS)
+  lse = checkpoint_name(lse, RESIDUALS)
+  return out, (query, keys, values, seen, out, lse)
+
+
+def _backward(how: How, kept: tuple, of_out: Array):
+  query, keys, values, seen, out, lse = kept
+  kernel = _KERNELS[how.kernel]
+  inner = jnp.einsum("bksd,bksd->bks", out, of_out, preferred_element_type=jnp.float32)
+  of_query = jnp.zeros(query.shape, jnp.float32)
+  of_keys, of_values = ([jnp.zeros(x.shape, jnp.float32) for x in xs] for xs in (keys, values))
+  travelling = keys, values, seen
+  for turn in range(how.turns):
+    for i, (sees, key, value, there) in enumerate(zip(how.sees, *travelling, strict=True)):
+      made = kernel.backward(query, key, value, there, sees, lse, of_out, inner)
+      of_query, of_keys[i], of_values[i] = (
+        total + x for total, x in zip((of_query, of_keys[i], of_values[i]), made, strict=True)
+      )
+    if turn + 1 < how.turns:
+      travelling = _passed_on(how, travelling)
+    if how.ring:  # gradients travel with their keys, and once more to be home
+      of_keys, of_values = _passed_on(how, (of_keys, of_values))
+  cast = lambda made, like: tuple(m.astype(x.dtype) for m, x in zip(made, like, strict=True))  # noqa: E731
+  of_query = of_query.astype(query.dtype)
+  return of_query, cast(of_keys, keys), cast(of_values, values), (None,) * len(seen)
+
+
+attend_parts.defvjp(_forward, _backward)
+
+
+def _passed_on(how: How, tree: tuple) -> tuple:
+  """Every device's arrays to the next one of the ring."""
+  ring = [(i, (i + 1) % how.turns) for i in range(how.turns)]
+  return jax.tree.map(lambda x: jax.lax.ppermute(x, how.ring, ring), tree)
+
+
+class Dense:
+  """Products of all queries and keys, in fp32 where it counts."""
+
+  @staticmethod
+  def forward(query, key, value, seen, sees) -> tuple[Array, Array]:
+    """Output fp32 [B, K, S, d] and log-sum-exp [B, K, S] of one part."""
+    logits = Dense._logits(query, key, seen, sees)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    weights = jnp.exp(logits - lse[..., None]).astype(value.dtype)
+    return jnp.einsum("bkst,bktd->bksd", weights, value, preferred_element_type=jnp.float32), lse
+
+  @staticmethod
+  def backward(query, key, value, seen, sees, lse, of_out, inner) -> tuple[Array, Array, Array]:
+    """Gradients of query, key and value through one part; `lse` is that of all parts."""
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    weights = jnp.exp(Dense._logits(query, key, seen, sees) - lse[..., None])
+    of_weights = product("bksd,bktd->bkst", of_out, value)
+    of_logits = (weights * (of_weights - inner[..., None])).astype(query.dtype)
+    return (
+      product("bkst,bktd->bksd", of_logits, key),
+      product("bkst,bksd->bktd", of_logits, query),
+      product("bkst,bksd->bktd", weights.astype(of_out.dtype), of_out),
+    )
+
+  @staticmethod
+  def _logits(query, key, seen, sees) -> Array:
+    logits = jnp.einsum("bksd,bktd->bkst", query, key, preferred_element_type=jnp.float32)
+    if sees is not None:
+      shown = sees(jnp.arange(query.shape[2])[:, None], jnp.arange(key.shape[2])[None])
+      logits = jnp.where(shown, logits, HIDDEN)
+    return logits if seen is None else jnp.where(seen[:, None, None], logits, HIDDEN)
+
+
+class Splash:
+  """JAX's kernels; what Dense computes."""
+
+  @staticmethod
+  def forward(query, key, value, seen, sees) -> tuple[Array, Array]:
+    """See Dense."""
+    length = query.shape[2]
+    query, (key, value), segments = _in_lanes(query, (key, value), seen)
+    out, lse = _on_backend(_splash_forward, sees, segments)(query, key, value)
+    return out[:, :, :length], lse[:, :, :length]
+
+  @staticmethod
+  def backward(query, key, value, seen, sees, lse, of_out, inner) -> tuple[Array, Array, Array]:
+    """See Dense."""
+    rows, columns = query.shape[2], key.shape[2]
+    query, (key, value), segments = _in_lanes(query, (key, value), seen)
+    of_out, lse, inner = (_padded(x, query.shape[2]) for x in (of_out, lse, inner))
+    run = _on_backend(_splash_backward, sees, segments)
+    of_query, of_key, of_value = run(query, key, value, lse, of_out, inner)
+    return of_query[:, :, :rows], of_key[:, :, :columns], of_value[:, :, :columns]
+
+
+_KERNELS = {"dense": Dense, "splash": Splash}
+
+
+def kernel_flops(queries: int, keys: int, heads: int, head: int) -> tuple[int, int]:
+  """Operations of a forward and of a backward call for one example, padding included."""
+  product = 2 * _row_length(queries) * (keys + -keys % LANES) * heads * head
+  return 2 * product, 5 * product
+
+
+def _splash_forward(query, key, value, segments, *, sees, interpret) -> tuple[Array, Array]:
+  blocks = _fitted(query, key, FORWARD)
+  info, function = _mask(sees, query, key, blocks, backward=False)
+  out, (lse,) = kernels._splash_attention_forward(
+    info,
+    query,
+    key,
+    value,
+    _segment_ids(segments, query),
+    None,
+    mask_value=HIDDEN,
+    is_mqa=False,
+    block_sizes=splash.BlockSizes(*blocks),
+    residual_checkpoint_name=None,
+    save_residuals=True,
+    mask_function=function,
+    interpret=interpret,
+  )
+  return out, lse
+
+
+def _splash_backward(
+  query, key, value, lse, of_out, inner, segments, *, sees, interpret
+) -> tuple[Array, Array, Array]:
+  rows, columns, compute = _fitted(query, key, BACKWARD)
+  info, function = _mask(sees, query, key, (rows, columns, compute), backward=True)
+  layout = splash.QKVLayout.HEAD_DIM_MINOR
+  return kernels._splash_attention_bwd_dkv(
+    query,
+    key,
+    value,
+    _segment_ids(segments, query),
+    None,
+    lse,
+    of_out,
+    inner,
+    bq=rows,
+    bkv=columns,
+    bkv_compute=compute,
+    is_mqa=False,
+    mask_info=info,
+    mask_value=HIDDEN,
+    attn_logits_soft_cap=None,
+    use_fused_bwd_kernel=True,
+    q_layout=layout,
+    k_layout=layout,
+    v_layout=layout,
+    mask_function=function,
+    interpret=interpret,
+  )
+
+
+def _on_backend(kernel: Callable, sees: Sees | None, segments: Array | None) -> Callable:
+  """The kernel for every example, compiled on a TPU and interpreted elsewhere."""
+
+  def run(interpret: bool, *arrays: Array):
+    one = functools.partial(kernel, sees=sees, interpret=interpret)
+    return jax.vmap(one)(*arrays)
+
+  def dispatch(*arrays: Array):
+    both = dict(tpu=functools.partial(run, False), default=functools.partial(run, True))
+    return jax.lax.platform_dependent(*arrays, segments, **both)
+
+  return dispatch
+
+
+def _mask(sees: Sees | None, query: Array, key: Array, blocks: Blocks, backward: bool):
+  """What a kernel needs to know of its blocks, and its function of indices."""
+  shape = query.shape[1], key.shape[1]
+  one = splash.FullMask(shape) if sees is None else _Computed(shape, sees)
+  library = kernels.mask_info_lib
+  process = library.process_mask
+  if backward:
+    process = functools.partial(library.process_mask_dkv, shrink_grid=False)
+  masks = splash.MultiHeadMask([one] * query.shape[0])
+  info, function = process(masks, blocks[:2], head_shards=1, q_seq_shards=1)
+  return jax.tree.map(jnp.asarray, info), function
+
+
+class _Computed(splash.splash_attention_mask._ComputableMask):
+  """A mask made in the kernel from the indices of queries and keys."""
+
+  def __getitem__(self, index: tuple) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+      return np.asarray(super().__getitem__(index))
+
+  def __eq__(self, other: object) -> bool:
+    same = isinstance(other, _Computed) and self.shape == other.shape
+    return same and self.mask_function == other.mask_function
+
+  def __hash__(self) -> int:
+    return hash((self.shape, self.mask_function))
+
+
+def _segment_ids(segments: Array | None, query: Array) -> splash.SegmentIds | None:
+  if segments is None:
+    return None
+  return splash.SegmentIds(jnp.ones(query.shape[1], jnp.int32), segments)
+
+
+def _in_lanes(
+  query: Array, of_keys: tuple[Array, Array], seen: Array | None
+) -> tuple[Array, tuple[Array, ...], Array | None]:
+  """Padded to whole blocks; 1 where a key is there, None when all of them are."""
+  batch, _, length, _ = of_keys[0].shape
+  whole = length + -length % LANES
+  if seen is None and length == whole:
+    segments = None
+  else:
+    seen = jnp.ones((batch, length), bool) if seen is None else seen
+    segments = jnp.pad(seen, ((0, 0), (0, whole - length))).astype(jnp.int32)
+  query = _padded(query, _row_length(query.shape[2]))
+  return query, tuple(_padded(x, whole) for x in of_keys), segments
+
+
+def _row_length(length: int) -> int:
+  """Rows with padding: as many lanes as divide into few, even blocks."""
+  lanes = -(-length // LANES)
+  blocks = -(-lanes // (BACKWARD[0] // LANES))
+  return LANES * blocks * -(-lanes // blocks)
+
+
+def _fitted(query: Array, key: Array, largest: Blocks) -> Blocks:
+  """The largest blocks that divide the padded lengths."""
+  rows, columns, compute = largest
+  columns = _divisor(key.shape[1], columns)
+  return _divisor(query.shape[1], rows), columns, _divisor(columns, compute)
+
+
+def _divisor(length: int, largest: int) -> int:
+  lanes = length // LANES
+  return LANES * max(n for n in range(1, max(largest // LANES, 1) + 1) if lanes % n == 0)
+
+
+def _padded(x: Array, length: int) -> Array:
+  missing = [(0, 0)] * x.ndim
+  missing[2] = (0, length - x.shape[2])
+  return jnp.pad(x, missing) if length > x.shape[2] else x

@@ -1,0 +1,48 @@
+"""Compiler options of a train step, in groups that a config names; recorded with every plan.
+
+Sources: maxtext's benchmarks/xla_flags_library.py, and what libtpu 0.0.52 accepts for each chip:
+fusion of collectives into products (xla_tpu_enable_async_collective_fusion, in the recipes of the
+same project) it refuses for v5p and v6e, "incorrect results, hang".
+"""
+
+from ml_collections import ConfigDict
+
+from lpm_jax.plan import chips
+
+GROUPS: dict[str, dict[str, str]] = {
+  # collectives with a start and an end, so that work between them hides them
+  "async": {
+    "xla_enable_async_all_gather": "true",
+    "xla_enable_async_all_reduce": "true",
+    "xla_enable_async_collective_permute": "true",
+    "xla_tpu_enable_async_all_to_all": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+  },
+  # gradients of the data axis are summed while the backward pass goes on
+  "data_parallel": {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
+    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
+  },
+  # collectives on TensorCores alone: their programs have a text
+  "tensor_core": {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false"
+    for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce", "reduce_scatter")
+  },
+}
+
+
+def options_of(config: ConfigDict) -> dict[str, str]:
+  """Options of the chip and of the groups in `config.flags`, ("async", ...).
+
+  On tpu7x always with "tensor_core": without, the program of a step has no text and no predicted
+  time. Raises ValueError for a group that is not known.
+  """
+  options = dict(chips.chip_of(config.topology).options)
+  groups = tuple(config.get("flags", ()))
+  if config.topology.startswith("tpu7x"):
+    groups = (*groups, "tensor_core")
+  for name in groups:
+    if name not in GROUPS:
+      raise ValueError(f"flags: found {name!r}, expected names of {sorted(GROUPS)}")
+    options |= GROUPS[name]
+  return options

@@ -1,0 +1,237 @@
+"""`lpm plan` of a training config: what its step asks of a TPU topology, without a TPU."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+
+import jax
+from ml_collections import ConfigDict
+
+from lpm_jax import media
+from lpm_jax.evaluation import page
+from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
+from lpm_jax.plan import chips, compiled, flops, links, schedule, timeline
+from lpm_jax.plan.assumptions import Assumptions, assumptions
+from lpm_jax.plan.flags import options_of
+from lpm_jax.plan.lowering import AbstractStep, trace_train_step
+from lpm_jax.plan.printing import print_report
+
+GIB = 2**30
+SPARE = 0.08  # of the memory, left for what the compiler does not count
+
+
+def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
+  """Compiles the train step, predicts its time, writes plan.json and plan.html, prints both.
+
+  Args:
+    config: a training config with `topology` ("v5p:8x8x4" or "v5p:4x4x8,slices=2") and, optionally,
+      `assume` (see `assumptions`).
+    workdir: folder that is written.
+
+  Returns:
+    What plan.json holds; see `report`.
+
+  Raises:
+    ValueError: a topology that is not known, a config that is no training config, or no compiler.
+  """
+  folder = pathlib.Path(workdir)
+  media.check_writable(folder / "plan.json")
+  found = report(config)
+  page.write_whole(folder / "plan.json", json.dumps(found, indent=2))
+  title = f"Training step on {config.topology}"
+  page.write_page(folder / "plan.html", "plan_train.html", title=title, **found)
+  print_report(found)
+  return found
+
+
+def report(config: ConfigDict) -> dict:
+  """The plan as plain values: parameters, tokens, work, memory, collectives, predicted time."""
+  assumed = assumptions(config.topology, config.get("assume", ""))
+  devices = chips.devices_of(config.topology)
+  step = trace_train_step(config, devices)
+  work = flops.count_work(step.traced.jaxpr.jaxpr)
+  begin = time.monotonic()
+  options = options_of(config)
+  made = compiled.compile_step(step.traced, options)
+  found = {
+    "topology": config.topology,
+    "devices": len(devices),
+    "chips": len(devices) // assumed.links.cores,
+    "mesh": {axis: size for axis, size in step.mesh.shape.items() if size > 1},
+    "batch_size": config.batch_size,
+    "accumulate": config.get("accumulate", 1),
+    "remat": str(config.model.transformer.get("remat", "none")),
+    "compiler_options": options,
+    "compile_seconds": time.monotonic() - begin,
+    "assumed": dataclasses.asdict(assumed),
+    "parameters": _parameters(step),
+    "tokens": _tokens(config, step),
+    "memory": _memory(step, made, assumed),
+    "work": _work(step, work, len(devices)),
+    "does_not_fit": made.refused,
+  }
+  if made.text:
+    read = schedule.read_schedule(made.text)
+    played = timeline.run(read, _machine(step, work, assumed, len(devices)))
+    found["time"] = _time(played, found["work"], len(devices), assumed)
+    found["moved"] = [dataclasses.asdict(one) for one in played.moved]
+    found["kernels"] = _kernels(work, assumed)
+    found["costliest"] = compiled.costliest(read, assumed.clock, 12)
+  return found
+
+
+def _parameters(step: AbstractStep) -> dict:
+  leaves = jax.tree.leaves(step.state.params)
+  return {
+    "count": sum(math.prod(leaf.shape) for leaf in leaves),
+    "bytes": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
+  }
+
+
+def _tokens(config: ConfigDict, step: AbstractStep) -> dict:
+  _, frames, rows, columns, _ = step.batch["latents"].shape
+  slots = step.batch["references"].shape[1]
+  grid = rows * columns // math.prod(config.model.transformer.get("patch", (2, 2)))
+  return {
+    "video_frames": 4 * (frames - 1) + 1,
+    "latent_frames": frames,
+    "picture": [8 * rows, 8 * columns],
+    "video": frames * grid,
+    "references": slots * grid,
+    "reference_slots": slots,
+  }
+
+
+def _memory(step: AbstractStep, made: compiled.Made, assumed: Assumptions) -> dict:
+  """Bytes of a device by kind; what the host keeps apart."""
+  kinds = {
+    "parameters": step.state.params,
+    "average": step.state.ema,
+    "moments": step.state.opt_state,
+    "other variables": step.state.rest,
+    "batch": step.batch,
+  }
+  device = {name: _shard_bytes(tree, on_host=False) for name, tree in kinds.items()}
+  host = {name: _shard_bytes(tree, on_host=True) for name, tree in kinds.items()}
+  found = {"device": device, "host": {k: v for k, v in host.items() if v}, "hbm": assumed.chip.hbm}
+  if made.statistics is None:
+    total = made.needed
+    if total is not None and made.needed_for == "temporaries":
+      device["temporaries"] = total
+      total = sum(device.values())
+    return found | {"total": total, "spare": _spare(total, assumed), "fits": False}
+  of = made.statistics
+  device["temporaries"] = of.temp_size_in_bytes
+  device["output"] = of.output_size_in_bytes - of.alias_size_in_bytes
+  device["program"] = of.generated_code_size_in_bytes
+  if of.host_temp_size_in_bytes:
+    found["host"]["temporaries"] = of.host_temp_size_in_bytes
+  total = of.argument_size_in_bytes + sum(device[k] for k in ("temporaries", "output", "program"))
+  spare = _spare(total, assumed)
+  return found | {"total": total, "spare": spare, "fits": spare >= SPARE}
+
+
+def _spare(total: int | None, assumed: Assumptions) -> float | None:
+  return None if total is None else 1 - total / assumed.chip.hbm
+
+
+def _shard_bytes(tree, *, on_host: bool) -> int:
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if (leaf.sharding.memory_kind == "pinned_host") == on_host:
+      total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return total
+
+
+def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
+  """Operations of a step, all devices together."""
+  of_kernels = devices * sum(k.calls * k.flops for k in work.kernels)
+  size, frames, rows, columns, _ = step.batch["latents"].shape
+  config = step.task.model_config
+  clip = flops.forward_flops(
+    config.transformer,
+    frames=frames,
+    grid=rows * columns // math.prod(config.transformer.patch),
+    slots=step.batch["references"].shape[1],
+    text=config.text.length,
+    audio=AUDIO_TOKENS * frames,
+  )
+  return {
+    "convention": flops.CONVENTION,
+    "model": 3 * size * clip,
+    "hardware": work.products + of_kernels,
+    "kernels": of_kernels,
+    "recompute": (work.products + of_kernels) / (3 * size * clip),
+  }
+
+
+def _machine(step: AbstractStep, work: flops.Work, assumed: Assumptions, devices: int):
+  peak = assumed.chip.flops * assumed.chip.kernel_share
+  times = {call.results: call.flops / peak for call in work.kernels}
+  flat = list(step.mesh.devices.flat)
+
+  def group(places: tuple[tuple[int, ...], ...]) -> tuple[links.Group, str]:
+    places = places or (tuple(range(devices)),)
+    reached = [links.group_of([flat[p] for p in g], flat, assumed.links) for g in places[:64]]
+    return max(reached, key=lambda g: g.slices), links.axis_of(step.mesh, places)
+
+  def kernel_seconds(op: schedule.Operation) -> float:
+    results = tuple(array.dims for array in op.arrays)
+    return times.get(results, 0.0)
+
+  return timeline.Machine(assumed.clock, assumed.links, kernel_seconds, group)
+
+
+def _time(played: timeline.Timeline, work: dict, devices: int, assumed: Assumptions) -> dict:
+  """Predicted seconds of a step in three parts, and shares of the peak."""
+  peak = devices * assumed.chip.flops
+  alike = played.cycles + work["kernels"] / (0.6 * peak)
+  return {
+    "parts": {
+      "compute": played.cycles + played.kernels,
+      "exposed communication": played.exposed,
+      "memory": played.memory,
+    },
+    "cycles": played.cycles,
+    "kernels": played.kernels,
+    "step": played.total(),
+    "mfu": work["model"] / (peak * played.total()),
+    "hfu": work["hardware"] / (peak * played.total()),
+    "peak_per_chip": assumed.peak(),
+    "binds": _binds(played),
+    "without_communication_kernels_at_60_percent": {
+      "step": alike,
+      "mfu": work["model"] / (peak * alike),
+    },
+  }
+
+
+def _binds(played: timeline.Timeline) -> str:
+  parts = {
+    "matrix products and elementwise work": played.cycles,
+    "attention kernels": played.kernels,
+    "HBM bandwidth": played.memory,
+  }
+  for one in played.moved:
+    name = f"{one.kind} over {one.axis or 'the host link'} ({one.network})"
+    parts[name] = parts.get(name, 0.0) + one.exposed
+  return max(parts, key=parts.get)
+
+
+def _kernels(work: flops.Work, assumed: Assumptions) -> list[dict]:
+  peak = assumed.chip.flops * assumed.chip.kernel_share
+  return [
+    {
+      "name": call.name,
+      "results": [list(shape) for shape in call.results],
+      "flops": call.flops,
+      "calls": call.calls,
+      "share": assumed.chip.kernel_share,
+      "source": assumed.kernel_source,
+      "seconds": call.calls * call.flops / peak,
+    }
+    for call in work.kernels
+  ]

@@ -1,0 +1,81 @@
+"""The real 17B step, compiled for absent topologies, against a golden; plans of a small step."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from lpm_jax.plan import assumptions, compiled, flags, printing
+from tests.fixtures import plan_17b
+
+libtpu = pytest.mark.skipif(
+  not compiled.compiler_is_there(), reason="libtpu, the TPU compiler, is not installed"
+)
+
+
+@functools.cache
+def facts(name: str) -> dict:
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.fixtures.plan_17b", name], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def golden(name: str) -> dict:
+  return json.loads(plan_17b.GOLDEN.read_text())[name]
+
+
+@libtpu
+@pytest.mark.parametrize("name", sorted(plan_17b.PRESETS))
+def test_the_whole_step_compiles_and_no_new_collective_appears(name):
+  found, known = facts(name), golden(name)
+  assert found["layers"] == 40 and found["fits"]
+  assert found["gib"] == pytest.approx(known["gib"], rel=0.05)
+  new = set(found["collectives"]) - set(known["collectives"])
+  assert not new, f"not in {plan_17b.GOLDEN.name}: {sorted(new)}"
+
+
+@libtpu
+@pytest.mark.parametrize("name", sorted(plan_17b.PRESETS))
+def test_parameters_lie_where_they_did(name):
+  assert facts(name)["shardings"] == golden(name)["shardings"]
+
+
+def test_assumed_numbers_are_replaced_one_by_one():
+  plain = assumptions.assumptions("v5p:2x2x2")
+  found = assumptions.assumptions("v5p:2x2x2", "kernel_share=0.5,dcn=1e9,clock=1e9")
+  assert (found.chip.kernel_share, found.links.dcn, found.clock) == (0.5, 1e9, 1e9)
+  assert found.chip.flops == plain.chip.flops and found.links.axis == plain.links.axis
+  assert found.kernel_source != plain.kernel_source
+  assert assumptions.assumptions("tpu7x:2x2x1").peak() == 2307e12
+
+
+@pytest.mark.parametrize("wrong", ["kernel_shar=0.5", "dcn", "dcn=fast"])
+def test_assumptions_that_are_not_known(wrong):
+  with pytest.raises(ValueError, match="assume: found .*expected NAME=NUMBER"):
+    assumptions.assumptions("v5p:2x2x2", wrong)
+
+
+def test_groups_of_options_that_are_not_known():
+  config = ConfigDict(dict(topology="v5p:2x2x2", flags=("asinc",)))
+  with pytest.raises(ValueError, match="flags: found 'asinc', expected names of .'async'"):
+    flags.options_of(config)
+
+
+def test_temporaries_alone_may_be_too_much():
+  message = "the total memory required for HLO temporaries (95.5G) exceeds available HBM (95.73G)"
+  made = compiled.refusal(f"RESOURCE_EXHAUSTED: CompileTimeHbmOom: {message}. HLO module: jit_f")
+  assert (made.needed, made.needed_for) == (int(95.5 * 2**30), "temporaries")
+
+
+def test_what_does_not_fit_says_by_how_much():
+  made = compiled.refusal("RESOURCE_EXHAUSTED: HbmOom: Used 104.05G of 95.74G hbm. Exceeded by 8G")
+  assert made.needed == int(104.05 * 2**30) and made.statistics is None
+  memory = {"device": {}, "host": {}, "hbm": 95.74 * 2**30, "fits": False}
+  memory |= {"total": made.needed, "spare": -0.0868}
+  (line,) = [printing.fit(memory)]
+  assert "104.05 of 95.7: does not fit" in line
