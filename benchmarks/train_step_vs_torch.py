@@ -3,7 +3,7 @@
 Same model, same parameters (the outputs are compared first), same batch shapes, same precision
 (fp32), same optimiser, clipping and moving average. The two take turns on the same cores; medians
 and best turns are printed.
-  python benchmarks/train_step_vs_torch.py --torch-python=PATH_OF_A_PYTHON_WITH_TORCH
+  python -m benchmarks.train_step_vs_torch --torch-python=PATH_OF_A_PYTHON_WITH_TORCH
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from benchmarks.comparison import Worker, awakened
 from configs.puppets import base
 from data_pipelines.clip import EncodedClip, audio_samples
 from data_pipelines.loader import EXTENSION, ExampleConfig, example_from_clip
@@ -63,17 +63,6 @@ def make_batch(config: ConfigDict, task: BaseTask) -> dict[str, np.ndarray]:
 
   examples = [example() for _ in range(config.batch_size)]
   return {name: np.stack([row[name] for row in examples]) for name in examples[0]}
-
-
-def awakened(model: LPM) -> LPM:
-  """The model with noise on every parameter: what starts at zero would hide a difference."""
-  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [
-    leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)
-  ]
-  return nnx.merge(graphdef, jax.tree.unflatten(treedef, noisy), rest)
 
 
 def write_exchange(
@@ -118,33 +107,6 @@ def write_exchange(
   )
 
 
-class Worker:
-  """The PyTorch process."""
-
-  def __init__(self, python: str, exchange: pathlib.Path):
-    self._process = subprocess.Popen(
-      [python, str(WORKER), str(exchange)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    self.about = self._answer()
-
-  def ask(self, command: str) -> dict:
-    """Sends one command, waits for its answer."""
-    self._process.stdin.write(command + "\n")
-    self._process.stdin.flush()
-    return self._answer()
-
-  def close(self):
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait()
-
-  def _answer(self) -> dict:
-    line = self._process.stdout.readline()
-    if not line:
-      sys.exit("the PyTorch worker ended early; its error is above")
-    return json.loads(line)
-
-
 def predict(model: LPM, batch: dict[str, np.ndarray], timestep: np.ndarray) -> np.ndarray:
   """Velocity of the batch's latents, all windows starting at the first latent."""
   graphdef, state = nnx.split(model)
@@ -178,7 +140,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     exchange = pathlib.Path(folder) / "exchange.npz"
     write_exchange(exchange, config, task, model, batch, timestep)
-    worker = Worker(args.torch_python, exchange)
+    worker = Worker(args.torch_python, WORKER, str(exchange))
     answer = pathlib.Path(folder) / "velocity.npy"
     worker.ask(f"predict {answer}")
     expected, found = predict(model, batch, timestep), np.load(answer)

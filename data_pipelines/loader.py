@@ -16,6 +16,7 @@ from data_pipelines.clip import (
   fitted_audio,
   fitted_rows,
 )
+from data_pipelines.memory import keep_large_buffers
 from lpm_jax.models.text import tokenize
 
 Stages = Sequence[tuple[int, grain.MapDataset]]
@@ -56,8 +57,15 @@ def stage_at(stages: Sequence[tuple[int, object]], step: int) -> int:
 
 
 def stack(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Examples of equal shapes as one batch."""
-  return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+  """Examples as one batch. Raises ClipError naming a field that is not of one dtype and shape."""
+  batch = {}
+  for name in examples[0]:
+    rows = [np.asarray(example[name]) for example in examples]
+    found = {f"{row.dtype} {row.shape}" for row in rows}
+    if len(found) > 1:
+      raise ClipError(f"batch: {name}: found {sorted(found)}, expected one dtype and shape")
+    batch[name] = np.stack(rows)
+  return batch
 
 
 def batches(
@@ -85,6 +93,7 @@ def batches(
     raise ValueError(f"batch_size: found {batch_size}, expected a multiple of {process_count}")
   finite = isinstance(dataset, grain.MapDataset)
   stages = [(_FOREVER, endless(dataset, seed))] if finite else dataset
+  keep_large_buffers()
   rows = batch_size // process_count
   offset = process_index * rows
 
@@ -128,13 +137,13 @@ def example_from_clip(
 ) -> dict[str, np.ndarray]:
   """One training example of the Base model, a window of an encoded clip.
 
-  Returns latents [F, h, w, C]; state int8 [T]; speak_audio, listen_audio [S] of F + 5 latents, up
-  to 5 of them before the window so that it hears its true past, silence after the clip's end;
-  start int32 []: the window's first latent in that audio; known int32 []: clean latents at its
-  start; text_tokens int32 [L]; references [R, h, w, C] with reference_kind and reference_label
-  int32 [R]. The features of a clip that has them are cut likewise: text_features [L, D_text];
-  speak_features, listen_features [S50, layers + 1, width] from the nearest feature on, 10 ms away
-  at most, zeros after the clip's end.
+  Returns latents [F, h, w, C] and references [R, h, w, C] in the dtype of the clip;
+  reference_kind and reference_label int32 [R]; state int8 [T]; speak_audio, listen_audio [S] of
+  F + 5 latents, up to 5 of them before the window so that it hears its true past, silence after the
+  clip's end; start int32 []: the window's first latent in that audio; known int32 []: clean latents
+  at its start; text_tokens int32 [L]. The features of a clip that has them are cut likewise:
+  text_features [L, D_text]; speak_features, listen_features [S50, layers + 1, width] from the
+  nearest feature on, 10 ms away at most, zeros after the clip's end.
   Raises ClipError for a clip shorter than the window.
   """
   total = len(clip.latents)
@@ -197,7 +206,8 @@ def _choose_references(
     room = min(len(extra), config.slots - len(chosen))
     chosen = chosen + extra[: 1 + int(share * room)]
   chosen = chosen[: config.slots]
-  references = np.zeros((config.slots, *clip.references.shape[1:]), np.float32)
+  shape = (config.slots, *clip.references.shape[1:])
+  references = np.zeros(shape, clip.references.dtype)
   kind, label = np.full(config.slots, -1, np.int32), np.zeros(config.slots, np.int32)
   references[: len(chosen)] = clip.references[chosen]
   kind[: len(chosen)] = clip.reference_kind[chosen]

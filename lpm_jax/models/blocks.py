@@ -236,10 +236,8 @@ class TextAudioAttention(nnx.Module):
     if cached and self.attention == "chunk":
       seen = self._over_text(query, text_key, text_value)
     else:
-      keys, values = (_heads(x, self.heads) for x in (text_key, text_value))
-      seen = _join(
-        attend_from_video(_heads(query, self.heads), keys, values, kernel=self.attention)
-      )
+      heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
+      seen = _join(attend_from_video(*heads, kernel="dense" if cached else self.attention))
     query = _heads(stream.unfolded(query), self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
@@ -253,7 +251,7 @@ class TextAudioAttention(nnx.Module):
       rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask,
+      mask=mask[:, None],
     )
     heard = rearrange(_join(heard), "b f n d -> b (f n) d")
     missing = x_bfnd.shape[1] * x_bfnd.shape[2] - heard.shape[1]
@@ -304,7 +302,8 @@ class Block(nnx.Module):
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Folded tokens have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are those of the caches.
+    Folded tokens have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are
+    those of the caches.
     """
     table = modulation + self.modulation[...]
     shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, :, None, i] for i in range(6))

@@ -36,6 +36,11 @@ class Grids:
   present: Array
   mask: GridMask | None = None
 
+  @property
+  def count(self) -> int:
+    """Frames and references."""
+    return self.present.shape[1]
+
   def visible(self) -> Array:
     """Grids that see grids: bool [B, 1 or G, G]."""
     present = self.present[:, None]
@@ -86,8 +91,8 @@ def attend_from_video(
 ) -> Array:
   """Cross-attention of video tokens [B, F, N, K, d] to keys [B, T, K, d] that all devices have.
 
-  `mask` bool [F, T] says what a frame may look at; the fused kernels take none. Returns
-  [B, F, N, K, d].
+  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of a
+  frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
   """
 
   def local(query: Array, key: Array, value: Array) -> Array:
@@ -98,7 +103,10 @@ def attend_from_video(
       scaled = query_first * query.shape[-1] ** -0.5
       made = attend_parts(how, scaled, *((x,) for x in others), (None,))
       return _like(query, jnp.swapaxes(made, 1, 2))
-    of_tokens = None if mask is None else jnp.repeat(mask, query.shape[2], axis=0)[None, None]
+    of_tokens = None
+    if mask is not None:
+      of_tokens = jnp.broadcast_to(mask, (*query.shape[1:3], mask.shape[2]))
+      of_tokens = of_tokens.reshape(1, 1, joined.shape[1], -1)
     return _like(query, attend(joined, key, value, mask=of_tokens))
 
   if kernel != "splash" and layout.size("queries") == 1:

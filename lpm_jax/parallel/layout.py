@@ -39,7 +39,11 @@ class Layout:
   stored: Rules | None = None
 
 
-_LAYOUT = contextvars.ContextVar("layout", default=Layout(ACTIVATIONS))
+_LAYOUT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+def _current() -> Layout:
+  return _LAYOUT.get() or Layout(ACTIVATIONS)
 
 
 @contextlib.contextmanager
@@ -55,7 +59,7 @@ def in_force(*, stored: Rules | None, **activations: str | Sequence[str]) -> Ite
 def size(name: str) -> int:
   """Over how many devices of the mesh in force a logical axis may lie."""
   mesh = jax.sharding.get_abstract_mesh()
-  axes = _LAYOUT.get().activations.get(name, ())
+  axes = _current().activations.get(name, ())
   axes = (axes,) if isinstance(axes, str) else axes
   product = 1
   for axis in axes:
@@ -68,7 +72,7 @@ def spec(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return PartitionSpec()
-  return partition_spec(names, shape, mesh, _LAYOUT.get().activations)
+  return partition_spec(names, shape, mesh, _current().activations)
 
 
 def constrain(x: Array, *names: str | None) -> Array:
@@ -80,7 +84,7 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 def used(weight: Array, names: Sequence[str | None]) -> Array:
   """A stored weight as a layer multiplies with it."""
-  mesh, stored = jax.sharding.get_abstract_mesh(), _LAYOUT.get().stored
+  mesh, stored = jax.sharding.get_abstract_mesh(), _current().stored
   if mesh.empty or stored is None:
     return weight
   at_rest = partition_spec(names, weight.shape, mesh, stored)

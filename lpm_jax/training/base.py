@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data_pipelines.clip import ClipError, EncodedClip
 from data_pipelines.features import FrozenEncoders, load_encoders
+from data_pipelines.index import Index
 from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
 from data_pipelines.records import RecordSource
 from data_pipelines.silence import silent_clip
@@ -63,7 +63,7 @@ class BaseTask:
   def stages(self, seed: int) -> list[tuple[int, grain.MapDataset]]:
     """Each stage's endless mixture of clip kinds."""
     source = RecordSource(self.config.data.path)
-    by_kind = indices_by_kind(source)
+    by_kind = indices_by_kind(source.index(), self.config.data.path)
     return [
       (stage.steps, self._stage_dataset(source, by_kind, stage, seed)) for stage in self.curriculum
     ]
@@ -153,7 +153,7 @@ class BaseTask:
     del step
     settings = self.config.loss
     keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
-    latents = batch["latents"]
+    latents = batch["latents"].astype(jnp.float32)  # may be stored, and sent here, in bfloat16
     size, frames = latents.shape[:2]
     drops = {
       f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], (size,))
@@ -200,10 +200,13 @@ class BaseTask:
     return jax.jit(loss_of, static_argnums=0)
 
 
-def indices_by_kind(source: RecordSource) -> dict[str, np.ndarray]:
-  """Indices int64 of the clips of each kind; reads every clip once."""
-  kinds = [
-    clip_kind(source[i].state)
-    for i in tqdm(range(len(source)), desc="clip kinds", unit="clip", disable=len(source) < 500)
-  ]
-  return {kind: np.flatnonzero(np.array(kinds) == kind) for kind in KINDS}
+def indices_by_kind(index: Index, where: str) -> dict[str, np.ndarray]:
+  """Indices int64 of the clips of each kind.
+
+  Raises ClipError for clips whose latents are not of one dtype: the processes of a run would then
+  draw batches that differ in theirs.
+  """
+  if len(index.dtypes) > 1:
+    raise ClipError(f"{where}: latents: found {' and '.join(index.dtypes)}, expected one dtype")
+  kinds = np.array([clip_kind(np.flatnonzero(frames)) for frames in index.states])
+  return {kind: np.flatnonzero(kinds == kind) for kind in KINDS}

@@ -67,7 +67,10 @@ def read_stages(entries: Sequence[Mapping]) -> tuple[Stage, ...]:
 
 
 def clip_kind(state: np.ndarray) -> str:
-  """One of KINDS, from the states int8 [T] of a clip; a dialogue both speaks and listens."""
+  """One of KINDS, from the states of a clip's frames, or those that occur in it.
+
+  A dialogue both speaks and listens.
+  """
   speaks = bool((state == STATES.index("speaking")).any())
   listens = bool((state == STATES.index("listening")).any())
   if speaks and listens:

@@ -72,7 +72,7 @@ def _sample(
   strength: float,
 ) -> jax.Array:
   model = nnx.merge(graphdef, state)
-  latents = batch["latents"]
+  latents = batch["latents"].astype(jnp.float32)
   velocity = guidance.guided_velocity(model, encode_window(model, batch), strength, strength)
   noise = jax.random.normal(jax.random.key(0), latents.shape)
   given = jnp.arange(latents.shape[1]) < batch["known"][:, None]
@@ -82,4 +82,4 @@ def _sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graphdef: nnx.GraphDef, state: nnx.State, latents: jax.Array) -> jax.Array:
   vae: VideoVAE = nnx.merge(graphdef, state)
-  return to_pixels(vae.decode(latents))
+  return to_pixels(vae.decode(latents.astype(jnp.float32)))

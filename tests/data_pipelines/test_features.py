@@ -87,7 +87,7 @@ def test_stored_features_come_back(frozen, tmp_path):
   again = records.RecordSource(tmp_path / "x.array_record")[0]
   for name in ("text_features", "speak_features", "listen_features"):
     np.testing.assert_array_equal(getattr(again, name), getattr(clip, name))
-  assert again.latents.dtype == np.float32
+  assert again.latents.dtype == again.references.dtype == ml_dtypes.bfloat16
   np.testing.assert_array_equal(again.latents, clip.latents.astype(ml_dtypes.bfloat16))
   np.testing.assert_array_equal(again.speak_audio, clip.speak_audio)
 

@@ -1,6 +1,7 @@
 """Loader: the same global batches on any process count, exact resume, windows, references."""
 
 import grain
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -43,6 +44,32 @@ def assert_same(a: list[dict], b: list[dict]):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batches_do_not_depend_on_process_count(processes: int):
   assert_same(global_batches(1, 6), global_batches(processes, 6))
+
+
+def test_a_process_reads_no_row_of_another():
+  read: list[list[int]] = []
+  for process in range(4):
+    seen: list[int] = []
+    dataset = grain.MapDataset.range(64).map(lambda i, seen=seen: seen.append(i) or {"i": i})
+    stages = [(1, dataset.repeat(None))]
+    iterator = loader.batches(
+      stages, seed=0, batch_size=8, process_index=process, process_count=4, threads=1, buffer=2
+    )
+    take(iterator, 4)
+    read.append(seen)
+  rows = [{(index % 8) // 2 for index in seen} for seen in read]
+  assert rows == [{0}, {1}, {2}, {3}]
+  assert all(len(set(seen)) == len(seen) <= 2 * (4 + 2 + 1) for seen in read)
+
+
+def test_a_batch_of_two_dtypes_or_shapes_is_named():
+  both = [{"latents": np.zeros(3, dtype)} for dtype in (np.float32, ml_dtypes.bfloat16)]
+  with pytest.raises(
+    ClipError, match=r"latents: found \['bfloat16 .*'float32 .*expected one dtype"
+  ):
+    loader.stack(both)
+  with pytest.raises(ClipError, match=r"state: found .*\(2,\).*\(3,\)"):
+    loader.stack([{"state": np.zeros(2)}, {"state": np.zeros(3)}])
 
 
 def test_state_of_one_process_continues_on_four():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lpm_jax.models.blocks import Stream
 from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.context import Grids
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
 
@@ -98,9 +100,11 @@ def test_audio_outside_its_window_has_zero_gradient(name, window):
   block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], state))
   x = jax.random.normal(jax.random.key(0), (1, FRAMES, 4, 24))
   audio = jax.random.normal(jax.random.key(1), (1, FRAMES, 4, 6))
-  text = jnp.ones((1, 2, 24))
+  grids = Grids(FRAMES, jnp.ones((1, FRAMES), bool))
+  nowhere = (jnp.zeros((1, 4 * FRAMES, 12)),) * 2
+  stream = Stream(turn=nowhere, grids=grids, text=jnp.ones((1, 2, 24)), frames=FRAMES, tokens=4)
   for frame in range(FRAMES):
-    gradient = jax.grad(lambda a, f=frame: jnp.square(block(x, text, a)[:, f]).sum())(audio)
+    gradient = jax.grad(lambda a, f=frame: jnp.square(block(x, a, stream)[:, f]).sum())(audio)
     heard = np.abs(gradient).max(axis=(0, 2, 3)) > 0
     expected = [frame - window[0] <= k <= frame + window[1] for k in range(FRAMES)]
     np.testing.assert_array_equal(heard, expected)

@@ -11,7 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.puppets import base as puppets
-from data_pipelines.clip import EncodedClip, audio_samples
+from data_pipelines.clip import ClipError, EncodedClip, audio_samples
+from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax import media
 from lpm_jax.models.conditions import Conditions
@@ -86,6 +87,35 @@ def test_stages_hold_the_clip_kinds_of_their_mixture(config: ConfigDict):
   ((_, dataset),) = BaseTask(changed).stages(0)
   states = np.concatenate([dataset[i]["state"] for i in range(6)])
   assert 2 in states and 1 not in states
+
+
+def test_clips_in_half_give_the_loss_of_the_same_numbers_in_float32(
+  config: ConfigDict, tmp_path: pathlib.Path
+):
+  write_records(tmp_path / "0.array_record", map(encoded_clip, range(2)), half=True)
+  task = BaseTask(ConfigDict(config.to_dict()))
+  task.config.data.path = str(tmp_path)
+  half = stack([task.dataset(0)[i] for i in range(2)])
+  assert half["latents"].dtype == half["references"].dtype == jnp.bfloat16
+  wide = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in half.items()}
+  graphdef, state = nnx.split(task.build(nnx.Rngs(0)))
+  state = jax.tree.map(lambda x: x + 0.1, state)  # the head starts at zero
+
+  @jax.jit
+  def loss(batch: dict) -> jax.Array:
+    return task.loss(nnx.merge(graphdef, state), batch, jax.random.key(0), jnp.int32(0))[0]
+
+  found, expected = (loss(batch) for batch in (half, wide))
+  assert found.dtype == jnp.float32 and float(found) == float(expected) != 0.0
+
+
+def test_clips_in_half_and_in_float32_are_not_mixed(config: ConfigDict, tmp_path: pathlib.Path):
+  write_records(tmp_path / "a" / "0.array_record", map(encoded_clip, range(4)), half=True)
+  changed = ConfigDict(config.to_dict())
+  with changed.ignore_type():
+    changed.data.path = (str(tmp_path / "a"), config.data.path)
+  with pytest.raises(ClipError, match="latents: found bfloat16 and float32, expected one dtype"):
+    BaseTask(changed).stages(0)
 
 
 def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: ConfigDict):
