@@ -92,11 +92,15 @@ Past = tuple[Array, Array] | Source  # the same of a cache, but turned; or all b
 class Stream:
   """What all blocks share: rotary angles, what tokens look at, and the embedded text.
 
+  A chunk that looks at caches and has one modulation comes folded: its tokens [B, F, N, D] are one
+  sequence [B, 1, S, D], S at least F N, so that products and devices do not part it by frames.
+
   Attributes:
-    turn: of the tokens of this call, [B, G N, d].
+    turn: of the tokens of this call, [B, G N, d]; zeros follow where a sequence is longer.
     grids: of this call, without caches.
     text: [B, L, D].
     frames: latent frames of video, the rest of a sequence are references.
+    tokens: of a grid.
     seen: bool [B, cached + G], with caches: grids that every token looks at, cached ones first.
     audible: bool [F, frames of audio]: hides what is not heard yet.
   """
@@ -105,19 +109,25 @@ class Stream:
   grids: Grids
   text: Array
   frames: int
+  tokens: int
   seen: Array | None = None
   audible: Array | None = None
 
   @property
   def mask(self) -> Array:
     """Which tokens are looked at, with caches: bool [B, 1, 1, T]."""
-    tokens = self.turn[0].shape[1] // self.grids.present.shape[1]
-    return jnp.repeat(self.seen, tokens, axis=1)[:, None, None]
+    return jnp.repeat(self.seen, self.tokens, axis=1)[:, None, None]
 
   def grid_turn(self) -> rotary.Turn:
     """`turn` by grids, [B, G, N, d]."""
     grids = self.grids.present.shape[1]
     return tuple(rearrange(x, "b (g n) d -> b g n d", g=grids) for x in self.turn)
+
+  def unfolded(self, x: Array) -> Array:
+    """[B, F, N, D] of folded tokens or of such as are not."""
+    return rearrange(x, "b g n d -> b (g n) d")[:, : self.frames * self.tokens].reshape(
+      len(x), self.frames, self.tokens, -1
+    )
 
 
 class SelfAttention(nnx.Module):
@@ -135,43 +145,54 @@ class SelfAttention(nnx.Module):
     self, x_bgnd: Array, stream: Stream, past: Sequence[Past] = ()
   ) -> tuple[Array, Kept]:
     """x [B, G, N, D] and what caches hold -> [B, G, N, D], keys and values of x."""
-    folds = x_bgnd.shape[1]
     query, key, value = (
       checkpoint_name(x, PROJECTIONS)
       for x in gather_into(x_bgnd, (self.query, self.key, self.value))
     )
     query, key = self.query_norm(query), self.key_norm(key)
-    if past and self.attention == "chunk":
-      query, key, value = (_heads_first(x, self.heads) for x in (query, key, value))
-      seen, kept = self._over_caches(query, key, value, stream, past)
-      return scatter_from([_join_first(seen, folds)], [self.out]), kept
-    kept = tuple(_grids(_heads_first(x, self.heads), stream.grids.count) for x in (key, value))
     if past:
-      query, key, value = (_heads(_sequence(x), self.heads) for x in (query, key, value))
-      query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
-      keys, values = (
-        jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
-        for i, own in enumerate((key, value))
-      )
-      seen = rearrange(
-        attend(query, keys, values, mask=stream.mask), "b (g n) k d -> b g n k d", g=folds
-      )
-    else:
-      query, key, value = (_heads(x, self.heads) for x in (query, key, value))
-      query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
-      seen = attend_grids(
-        query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
-      )
+      over = self._over_caches if self.attention == "chunk" else self._over_joined
+      seen, kept = over(query, key, value, stream, past)
+      return scatter_from([seen], [self.out]), kept
+    kept = tuple(_heads_first(x, self.heads) for x in (key, value))
+    query, key, value = (_heads(x, self.heads) for x in (query, key, value))
+    query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
+    seen = attend_grids(
+      query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
+    )
     return scatter_from([_join(seen)], [self.out]), kept
+
+  def _over_joined(
+    self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Kept]
+  ) -> tuple[Array, Kept]:
+    """Dense attention over caches and the chunk itself, joined; all arrays are like x."""
+    shape = query.shape
+    kept = tuple(_heads_first(stream.unfolded(x), self.heads) for x in (key, value))
+    query, key, value = (
+      rearrange(x, "b g n (k d) -> b (g n) k d", k=self.heads) for x in (query, key, value)
+    )
+    query, key = (rotary.rotate(x, stream.turn) for x in (query, key))
+    keys, values = (
+      jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
+      for i, own in enumerate((key, value))
+    )
+    return attend(query, keys, values, mask=stream.mask).reshape(shape), kept
 
   def _over_caches(
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
   ) -> tuple[Array, Kept]:
-    """Attention of query [B, K, S, d] over caches and the chunk itself, which is kept."""
+    """The same by a kernel that reads caches where they lie."""
+    folds, length = query.shape[1], stream.frames * stream.tokens
+    query, key, value = (
+      rearrange(x, "b g n (k d) -> b k (g n) d", k=self.heads) for x in (query, key, value)
+    )
     query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
-    key, turned, value = (_grids(x, stream.grids) for x in (key, turned, value))
-    own = source_of(turned, value)
-    return chunk_attend(query, [*past, own], stream.seen), (key, value)
+    key, turned, value = (
+      rearrange(x[:, :, :length], "b k (g n) d -> b k g n d", g=stream.frames)
+      for x in (key, turned, value)
+    )
+    seen = chunk_attend(query, [*past, source_of(turned, value)], stream.seen)
+    return rearrange(seen, "b k (g n) d -> b g n (k d)", g=folds), (key, value)
 
 
 class TextAudioAttention(nnx.Module):
@@ -201,26 +222,23 @@ class TextAudioAttention(nnx.Module):
     self.audio_key_norm = RMSNorm(config.width)
     self.audio_out = dense(axes=("heads", "embed"), bias=False)
 
-  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
-    """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the same shape as x."""
-    folds, frames, per_frame = x_bfnd.shape[1], stream.frames, audio.shape[2]
-    tokens, past = folds * x_bfnd.shape[2] // frames, audio.shape[1] - frames
+  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool) -> Array:
+    """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the shape of x.
+
+    `cached` says that the call looks at caches.
+    """
+    frames, per_frame = stream.frames, audio.shape[2]
+    past = audio.shape[1] - frames
     (query,) = gather_into(x_bfnd, (self.query,))
     query = self.query_norm(query)
     text_key = self.text_key_norm(self.text_key(stream.text))
     text_value = self.text_value(stream.text)
     if cached and self.attention == "chunk":
-      key, value = (_heads_first(x[:, None], self.heads) for x in (text_key, text_value))
-      source = source_of(_grids(key, 1), _grids(value, 1))
-      there = jnp.ones((len(key), 1), bool)
-      seen = chunk_attend(_heads_first(query, self.heads), [source], there)
-      seen = _join_first(seen, folds)
-      query = _heads(query, self.heads)
+      seen = self._over_text(query, text_key, text_value)
     else:
-      query = _heads(query, self.heads)
-      text = (_heads(x, self.heads) for x in (text_key, text_value))
-      seen = _join(attend_from_video(query, *text, kernel="dense" if cached else self.attention))
-
+      heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
+      seen = _join(attend_from_video(*heads, kernel="dense" if cached else self.attention))
+    query = _heads(stream.unfolded(query), self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
     query_time = ((past + jnp.arange(frames)) * per_frame)[:, None]
@@ -229,16 +247,23 @@ class TextAudioAttention(nnx.Module):
     mask = window_mask(frames, per_frame, *self.window, past=past)
     if stream.audible is not None:
       mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
-    mask = mask[:, None]
-    if folds == 1:  # tokens of all frames lie in one grid
-      query_time, mask = (jnp.repeat(x, tokens, axis=0).swapaxes(0, 1) for x in (query_time, mask))
     heard = attend_from_video(
       rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask,
+      mask=mask[:, None],
     )
-    return scatter_from([seen, _join(heard)], (self.text_out, self.audio_out))
+    heard = rearrange(_join(heard), "b f n d -> b (f n) d")
+    missing = x_bfnd.shape[1] * x_bfnd.shape[2] - heard.shape[1]
+    heard = jnp.pad(heard, ((0, 0), (0, missing), (0, 0))).reshape(seen.shape)
+    return scatter_from([seen, heard], (self.text_out, self.audio_out))
+
+  def _over_text(self, query: Array, key: Array, value: Array) -> Array:
+    """The kernel of streams for queries [B, G, N, D] and one grid of keys and values [B, L, D]."""
+    first = rearrange(query, "b g n (k d) -> b k (g n) d", k=self.heads)
+    key, value = (rearrange(x, "b l (k d) -> b k 1 l d", k=self.heads) for x in (key, value))
+    seen = chunk_attend(first, [source_of(key, value)], jnp.ones((len(query), 1), bool))
+    return rearrange(seen, "b k (g n) d -> b g n (k d)", g=query.shape[1])
 
 
 class SpreadFeedForward(FeedForward):
@@ -277,7 +302,7 @@ class Block(nnx.Module):
   ) -> tuple[Array, Kept]:
     """x [B, F + R, N, D], modulation fp32 [B, F + R, 6, D], audio [B, past + F, A, D_audio].
 
-    Folded grids have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are
+    Folded tokens have one modulation, [B, 1, 6, D]. Returns x and its keys and values; `past` are
     those of the caches.
     """
     table = modulation + self.modulation[...]
@@ -327,19 +352,7 @@ def _join(x: Array) -> Array:
 
 
 def _heads_first(x_bgnd: Array, heads: int) -> Array:
-  return rearrange(x_bgnd, "b g n (k d) -> b k (g n) d", k=heads)
-
-
-def _grids(x_bksd: Array, grids: int) -> Array:
-  return rearrange(x_bksd, "b k (g n) d -> b k g n d", g=grids)
-
-
-def _join_first(x_bksd: Array, folds: int) -> Array:
-  return rearrange(x_bksd, "b k (g n) d -> b g n (k d)", g=folds)
-
-
-def _sequence(x_bgnd: Array) -> Array:
-  return rearrange(x_bgnd, "b g n d -> b (g n) d")
+  return rearrange(x_bgnd, "b g n (k d) -> b k g n d", k=heads)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

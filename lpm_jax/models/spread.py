@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import Array
 from jax.sharding import PartitionSpec
@@ -43,7 +44,8 @@ def gather_into(x: Array, maps: Sequence[Linear]) -> list[Array]:
   )
   def products(x: Array, kernels: list[Array]) -> list[Array]:
     parts = jax.lax.all_gather(x, AXIS)  # devices first: in place, the small results are moved
-    return [rearrange(parts @ k, "t b g n d -> b g (t n) d") for k in kernels]
+    made = rearrange(parts @ _joined(kernels, 1), "t b g n d -> b g (t n) d")
+    return jnp.split(made, np.cumsum([k.shape[1] for k in kernels])[:-1], axis=-1)
 
   made = products(x.astype(maps[0].dtype), kernels)
   return [_biased(y, linear) for y, linear in zip(made, maps, strict=True)]
@@ -64,11 +66,15 @@ def scatter_from(xs: Sequence[Array], maps: Sequence[Linear]) -> Array:
   def total(xs: list[Array], kernels: list[Array]) -> Array:
     devices = jax.lax.axis_size(AXIS)
     xs = [rearrange(x, "b g (t n) d -> t b g n d", t=devices) for x in xs]
-    summed = functools.reduce(jnp.add, [x @ k for x, k in zip(xs, kernels, strict=True)])
-    return jax.lax.psum_scatter(summed, AXIS)
+    return jax.lax.psum_scatter(_joined(xs, -1) @ _joined(kernels, 0), AXIS)
 
   made = total([x.astype(m.dtype) for x, m in zip(xs, maps, strict=True)], kernels)
   return functools.reduce(_biased, maps, made)
+
+
+def _joined(parts: Sequence[Array], axis: int) -> Array:
+  """One product in place of several: on a v6e, two of 640 channels take twice as long as one."""
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 def _apart(x: Array) -> bool:

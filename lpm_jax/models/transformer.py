@@ -19,7 +19,7 @@ from lpm_jax.models import remat, rotary
 from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing
 from lpm_jax.models.blocks import BlockPair, Stream, TransformerConfig, modulate
 from lpm_jax.models.cache import KVCache, TurnedCache
-from lpm_jax.models.chunk_attention import Source, largest_norm
+from lpm_jax.models.chunk_attention import PART, Source, largest_norm
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.context import Grids
 from lpm_jax.models.layers import Linear, TimestepEmbedding, parameter
@@ -144,17 +144,19 @@ class VideoTransformer(nnx.Module):
     times = jnp.concatenate([timestep, jnp.zeros_like(timestep, shape=_slots(conditions))], axis=1)
     kind, label = conditions.reference_kind, conditions.reference_label
     place = jnp.concatenate([time, self.config.offsets(kind, label)], axis=1)
-    patches = _patchify(pictures, self.config.patch)
-    if times.shape[1] == 1:
-      patches = rearrange(patches, "b g n d -> b 1 (g n) d")
+    patches, turn = _patchify(pictures, self.config.patch), self._turn(place, *latents.shape[2:4])
+    tokens = patches.shape[2]
+    if caches and times.shape[1] == 1:
+      patches, turn = _folded(patches, turn, PART if self.config.attention == "chunk" else 1)
     x_bgnd = spread(self.patch_in(patches))
     embedding, modulation = self.timestep(times.astype(jnp.float32))
     stream = Stream(
-      turn=self._turn(place, *latents.shape[2:4]),
+      turn=turn,
       grids=grids,
       seen=seen,
       text=self.text_down(nnx.gelu(self.text_up(conditions.text), approximate=True)),
       frames=frames,
+      tokens=tokens,
       audible=audible,
     )
     past = [
@@ -166,7 +168,7 @@ class VideoTransformer(nnx.Module):
     shift, scale = (embedding[:, :, None] + self.head_modulation[...][i] for i in range(2))
     out = self.head(modulate(x_bfnd, shift, scale)).astype(jnp.float32)
     velocity = rearrange(
-      out.reshape(*latents.shape[:2], -1, out.shape[-1]),
+      stream.unfolded(out),
       "b f (r c) (p q d) -> b f (r p) (c q) d",
       r=latents.shape[2] // self.config.patch[0],
       p=self.config.patch[0],
@@ -193,7 +195,7 @@ class VideoTransformer(nnx.Module):
     """x after all blocks and, with `keep`, their keys and values [P, 2, B, K, G, N, d]."""
     graphdef, stacked = nnx.split(self.pairs)
     # The fused kernel finds a block in the whole cache; sliced by the scan it would be a copy.
-    in_place = self.config.attention == "chunk"
+    in_place = bool(past) and self.config.attention == "chunk"
     sliced = [] if in_place else [(cache.key, cache.value) for cache in past]
 
     def run_pair(x_bgnd: Array, of_pair: tuple) -> tuple[Array, tuple[Array, Array] | None]:
@@ -224,6 +226,17 @@ def _stack(config: TransformerConfig, rngs: nnx.Rngs) -> BlockPair:
     return BlockPair(config, rngs=rngs)
 
   return build(rngs)
+
+
+def _folded(patches: Array, turn: rotary.Turn, multiple: int) -> tuple[Array, rotary.Turn]:
+  """Patches [B, F, N, d] as one sequence [B, 1, S, d], S a multiple, and rotations as long.
+
+  6 x 1,560 rows over eight devices fill no tiles of 8 x 128; 9,472 do.
+  """
+  sequence = rearrange(patches, "b f n d -> b 1 (f n) d")
+  more = -sequence.shape[2] % multiple
+  turn = tuple(jnp.pad(table, ((0, 0), (0, more), (0, 0))) for table in turn)
+  return jnp.pad(sequence, ((0, 0), (0, 0), (0, more), (0, 0))), turn
 
 
 def _patchify(grids: Array, patch: tuple[int, int]) -> Array:

@@ -1,15 +1,19 @@
 """From compiled stages to the time of a chunk. A model of time: nothing here is measured.
 
-A stage takes the sum of three parts: what the compiler estimates for everything but kernels and
-collectives (cycles at its clock), kernels at an assumed share of the peak, and collectives around
-one ring, of which an assumed share is hidden behind work.
+A stage is played as its program says (timeline.py): what the compiler estimates for everything but
+kernels and collectives (cycles at its clock), kernels at a share of the peak (chips.py), bytes that
+HBM delivers no faster, and collectives around one ring. A collective is hidden only behind what the
+program has between its start and its end; one without them stops everything.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
+from lpm_jax.plan import timeline
 from lpm_jax.plan.chips import CLOCK, Chip
+from lpm_jax.plan.links import Group, Links
+from lpm_jax.plan.schedule import Schedule
 from lpm_jax.plan.stages import STAGES, StagePlan
 
 
@@ -19,15 +23,18 @@ class StageTime:
 
   compute: float
   kernels: float
+  memory: float
   exposed: float
+  hidden: float = 0.0  # of collectives, behind the others
 
   def total(self) -> float:
-    """All three parts."""
-    return self.compute + self.kernels + self.exposed
+    """All but what is hidden."""
+    return self.compute + self.kernels + self.memory + self.exposed
 
   def bound(self) -> str:
     """The largest part."""
     parts = dataclasses.asdict(self)
+    del parts["hidden"]
     return max(parts, key=parts.get)
 
 
@@ -56,13 +63,29 @@ class Layout:
     return " | ".join(f"{' + '.join(stages)} {count}" for stages, count in self.groups)
 
 
-def stage_time(plan: StagePlan, chip: Chip, hidden: float) -> StageTime:
-  """The time of a stage whose program could be read; `hidden` is a share of its collectives."""
-  wire = sum(_wire_bytes(moved.kind, moved.group, moved.bytes) for moved in plan.traffic)
-  return StageTime(
-    compute=1e3 * plan.cycles / CLOCK,
-    kernels=1e3 * plan.kernel_flops / (chip.flops * chip.kernel_share),
-    exposed=1e3 * (1.0 - hidden) * wire / chip.ring,
+def stage_time(plan: StagePlan, chip: Chip, memory: float) -> StageTime:
+  """The time of a stage whose program could be read; `memory` is HBM's bytes a second.
+
+  Calls of kernels count alike: their sum is what matters, and little is hidden behind them.
+  """
+  ring = Links(memory=memory, axis=chip.ring, dcn=1.0, host=1.0, closes=0)
+  calls = _kernel_calls(plan.schedule, plan.schedule.entry)
+  each = plan.kernel_flops / (chip.flops * chip.kernel_share) / max(calls, 1)
+
+  def group(places: tuple[tuple[int, ...], ...]) -> tuple[Group, str]:
+    size = max(map(len, places), default=plan.devices)
+    return Group(size, axes=((size, True),)), ""
+
+  played = timeline.run(plan.schedule, timeline.Machine(CLOCK, ring, lambda _: each, group))
+  sent = sum(moved.seconds for moved in played.moved)
+  parts = played.cycles, played.kernels, played.memory, played.exposed, sent - played.exposed
+  return StageTime(*(1e3 * part for part in parts))
+
+
+def _kernel_calls(schedule: Schedule, name: str) -> int:
+  return sum(
+    op.trips * _kernel_calls(schedule, op.body) if op.body else op.kernel
+    for op in schedule.computations[name]
   )
 
 
@@ -111,15 +134,3 @@ def _layout(groups: tuple, plans: dict, times: dict, chip: Chip) -> Layout:
     binds=f"{stage}: {of_group[slowest][longest].bound()}",
     fits=hbm <= chip.hbm,
   )
-
-
-def _wire_bytes(kind: str, group: int, result: int) -> float:
-  """What one device of a ring sends, from the bytes of the collective's results."""
-  share = {
-    "all-reduce": 2 * (group - 1) / group,
-    "all-gather": (group - 1) / group,
-    "reduce-scatter": group - 1,
-    "all-to-all": (group - 1) / group,
-    "collective-permute": 1,
-  }
-  return result * share[kind]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
-from lpm_jax.plan import program
-from lpm_jax.plan.chips import chip_of
+from lpm_jax.plan import flags, program
+from lpm_jax.plan.schedule import Schedule, read_schedule
 from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
 
@@ -37,8 +36,8 @@ class StagePlan:
     devices: over which it is spread: heads and inner widths, or columns of the picture.
     arguments, temporaries: bytes; arguments are weights and caches, which stay.
     kernel_flops: of attention kernels, padding included.
-    cycles: the compiler's estimate of everything but kernels and collectives; None where it does
-      not give the program's text: then traffic and costliest are empty too.
+    schedule: the program; None where the compiler does not give its text: then traffic and
+      costliest are empty too.
     traffic: collectives.
     costliest: operations with the most cycles.
   """
@@ -48,7 +47,7 @@ class StagePlan:
   arguments: int
   temporaries: int
   kernel_flops: int
-  cycles: int | None
+  schedule: Schedule | None = dataclasses.field(repr=False)
   traffic: tuple[program.Traffic, ...]
   costliest: tuple[tuple[str, int], ...]
 
@@ -57,24 +56,45 @@ class DoesNotFit(Exception):
   """A stage needs more memory than its devices have; the text is the compiler's."""
 
 
-def plan_stage(config: ConfigDict, stage: str, devices: list) -> StagePlan:
-  """Compiles one stage; `config` is that of configs/lpm_17b/plan_stream.py, whose chip it is.
+def plan_transformers(config: ConfigDict, devices: list) -> list[StagePlan]:
+  """Backbone and refiner; `config` is that of configs/lpm_17b/plan_stream.py.
 
-  Raises DoesNotFit for a stage that needs more memory than the devices have.
+  They are one program but for the number of evaluations, so one evaluation is compiled: the loop
+  over layers counts once an evaluation, what is outside of it (keys are turned, the cache takes in
+  the chunk) once a chunk.
+
+  Raises DoesNotFit for stages that need more memory than the devices have.
   """
-  lower_stage = _lower_decoder if stage == "decoder" else _lower_transformer
-  lowered, flops = lower_stage(config, stage, devices)
+  lowered, flops = _lower_transformer(config, devices)
+  one = _plan(config, "backbone", devices, lowered, flops)
+  turns = config.transformer.layers // 2
+  evaluations = sampler.StreamSettings(**config.stream).evaluations()
+  return [
+    _repeated(dataclasses.replace(one, stage=stage), turns, count)
+    for stage, count in zip(STAGES, evaluations, strict=False)
+  ]
+
+
+def plan_decoder(config: ConfigDict, devices: list) -> StagePlan:
+  """The decoder; see `plan_transformers`."""
+  return _plan(config, "decoder", devices, _lower_decoder(config, devices), 0)
+
+
+def _plan(
+  config: ConfigDict, stage: str, devices: list, lowered: Lowered, kernel_flops: int
+) -> StagePlan:
   try:
-    compiled = lowered.compile(compiler_options=dict(chip_of(config.topology).options))
+    compiled = lowered.compile(compiler_options=flags.options_of(config))
   except jax.errors.JaxRuntimeError as error:
     if "HbmOom" not in str(error):
       raise
     raise DoesNotFit(str(error).splitlines()[0]) from error
   memory = compiled.memory_analysis()
   try:
-    found = program.instructions(compiled.as_text())
-  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: large programs of tpu7x
-    found = None
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: programs whose collectives run on SparseCores
+    text = ""
+  found = program.instructions(text) if text else []
   return StagePlan(
     stage=stage,
     devices=len(devices),
@@ -82,17 +102,53 @@ def plan_stage(config: ConfigDict, stage: str, devices: list) -> StagePlan:
     temporaries=memory.temp_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
-    kernel_flops=flops,
-    cycles=program.cycles(found) if found else None,
-    traffic=tuple(program.traffic(found or [])),
-    costliest=tuple(program.costliest(found or [], 10)),
+    kernel_flops=kernel_flops,
+    schedule=_in_place(read_schedule(text)) if text else None,
+    traffic=tuple(program.traffic(found)),
+    costliest=tuple(program.costliest(found, 10)),
   )
 
 
-def _lower_transformer(config: ConfigDict, stage: str, devices: list) -> tuple[Lowered, int]:
-  """Backbone or refiner on a chunk, and FLOPs of its kernels on a device."""
+def _in_place(schedule: Schedule) -> Schedule:
+  """Kernels move nothing but what their share of the peak allows for: caches are not read whole."""
+  return dataclasses.replace(
+    schedule,
+    computations={
+      name: tuple(dataclasses.replace(op, moved=0) if op.kernel else op for op in operations)
+      for name, operations in schedule.computations.items()
+    },
+  )
+
+
+def _repeated(plan: StagePlan, turns: int, count: int) -> StagePlan:
+  """The plan with `count` evaluations: loops of `turns` turn as many times as often."""
+  schedule = plan.schedule
+  if schedule:
+    entry = tuple(
+      dataclasses.replace(op, trips=count * op.trips) if op.trips == turns else op
+      for op in schedule.computations[schedule.entry]
+    )
+    computations = schedule.computations | {schedule.entry: entry}
+    schedule = dataclasses.replace(schedule, computations=computations)
+  traffic = [
+    dataclasses.replace(moved, count=count * moved.count, bytes=count * moved.bytes)
+    for moved in plan.traffic
+  ]
+  costliest = [(name, count * cycles) for name, cycles in plan.costliest]
+  return dataclasses.replace(
+    plan,
+    kernel_flops=count * plan.kernel_flops,
+    schedule=schedule,
+    traffic=tuple(traffic),
+    costliest=tuple(costliest),
+  )
+
+
+def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int]:
+  """A chunk of a backbone with one evaluation, and FLOPs of its kernels on a device."""
   width = TransformerConfig(**config.transformer)
   settings = sampler.StreamSettings(**config.stream)
+  settings = dataclasses.replace(settings, backbone=(1.0,), history=None)
   mesh = make_mesh({"tensor": len(devices)}, devices)
   place = Placement(mesh, RULES)
   graphdef, model = nnx.split(nnx.eval_shape(lambda: VideoTransformer(width, rngs=nnx.Rngs(0))))
@@ -104,36 +160,25 @@ def _lower_transformer(config: ConfigDict, stage: str, devices: list) -> tuple[L
   cache = _cache(width, settings, config.references, tokens)
   cache = _placed(cache, place.shardings(cache, cache.axes()))
   latents = (1, frames, rows, columns, width.channels)
-  evaluate = _evaluate(stage, settings, latents)
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def run(model, cache, conditions, key, coarse):
-    made, cache = evaluate(nnx.merge(graphdef, model), cache, conditions, key, coarse)
+  def run(model, cache, conditions, key):
+    backbone = nnx.merge(graphdef, model)
+    made, cache = sampler.coarse_latents(backbone, cache, settings, conditions, key, latents)
     return made, place.keep(cache, cache.axes())
 
   key = jax.eval_shape(lambda: jax.random.key(0))
-  rest = (_conditions(config, width, frames), key, Shape(latents, jnp.float32))
+  rest = (_conditions(config, width, frames), key)
   with jax.set_mesh(mesh):
     lowered = run.lower(model, cache, *_whole(rest, mesh))
-  evaluations = settings.evaluations()[STAGES.index(stage)]
   held = (settings.causal.sink + settings.causal.window) * frames
   keys = (1 + config.references + held + frames) * tokens
-  heads = width.heads // len(devices)
-  flops = kernel_flops(frames * tokens, keys, heads, width.width // width.heads)
-  return lowered, evaluations * width.layers * flops
+  sizes = width.heads // len(devices), width.width // width.heads
+  flops = sum(kernel_flops(frames * tokens, of, *sizes) for of in (keys, config.text_length))
+  return lowered, width.layers * flops
 
 
-def _evaluate(stage: str, settings: sampler.StreamSettings, latents: tuple[int, ...]) -> Callable:
-  if stage == "refiner":
-    return lambda model, cache, conditions, key, coarse: sampler.refined_latents(
-      model, cache, settings, conditions, key, coarse
-    )
-  return lambda model, cache, conditions, key, _: sampler.coarse_latents(
-    model, cache, settings, conditions, key, latents
-  )
-
-
-def _lower_decoder(config: ConfigDict, stage: str, devices: list) -> tuple[Lowered, int]:
+def _lower_decoder(config: ConfigDict, devices: list) -> Lowered:
   """The autoencoder's decoder on a chunk, each device with some columns of the picture."""
   mesh = make_mesh({"tensor": len(devices)}, devices)
   rows, columns = config.height // 8, config.width // 8
@@ -161,7 +206,7 @@ def _lower_decoder(config: ConfigDict, stage: str, devices: list) -> tuple[Lower
     return sampler.decoded_video(nnx.merge(graphdef, vae), cache, latents)
 
   with jax.set_mesh(mesh):
-    return run.lower(_whole(vae, mesh), cache, latents), 0
+    return run.lower(_whole(vae, mesh), cache, latents)
 
 
 def _cache(

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from lpm_jax import media
 from lpm_jax.evaluation import page
-from lpm_jax.plan import chips, predict
-from lpm_jax.plan.stages import STAGES, DoesNotFit, StagePlan, plan_stage
+from lpm_jax.plan import chips, flags, predict
+from lpm_jax.plan.links import LINKS
+from lpm_jax.plan.stages import DoesNotFit, StagePlan, plan_decoder, plan_transformers
 
 GIB = 2**30
 Stage = tuple[str, int]  # name and number of devices
@@ -35,8 +36,9 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   chip, devices = chips.chip_of(config.topology), len(chips.devices_of(config.topology))
   chip = dataclasses.replace(chip, **config.assumed)
   plans, refused = _compile(config, chip, devices)
-  read = {key: of for key, of in plans.items() if of.cycles is not None}
-  times = {key: predict.stage_time(of, chip, config.hidden) for key, of in read.items()}
+  memory = LINKS[config.topology.split(":")[0]].memory
+  read = {key: of for key, of in plans.items() if of.schedule}
+  times = {key: predict.stage_time(of, chip, memory) for key, of in read.items()}
   seconds = config.stream.causal.frames * 4 / config.frames_per_second
   found = predict.layouts(read, times, devices, chip)
   report = {
@@ -45,9 +47,10 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "hbm_gib": chip.hbm / GIB,
     "seconds_per_chunk": seconds,
     "picture": [config.height, config.width],
-    "assumed": dataclasses.asdict(chip) | {"hidden": config.hidden, "clock": chips.CLOCK},
+    "assumed": dataclasses.asdict(chip) | {"memory": memory, "clock": chips.CLOCK},
+    "options": flags.options_of(config),
     "stages": [
-      dataclasses.asdict(of)
+      dataclasses.asdict(dataclasses.replace(of, schedule=None))
       | {"milliseconds": dataclasses.asdict(times[key]) if key in times else None}
       for key, of in plans.items()
     ],
@@ -80,26 +83,29 @@ def _compile(
   """What fits, and why the rest does not."""
   name = config.topology.split(":")[0]
   groups = {n: chips.devices_of(f"{name}:{shape}") for n, shape in chip.slices if n <= devices}
-  wanted = [(stage, count) for stage in STAGES for count in groups]
   plans, refused = {}, {}
-  for stage, count in tqdm(wanted, desc=f"compile for {config.topology}", unit="stage"):
+  for count in tqdm(groups, desc=f"compile for {config.topology}", unit="group"):
     try:
-      plans[stage, count] = plan_stage(config, stage, groups[count])
+      made = plan_transformers(config, groups[count])
     except DoesNotFit as error:
-      refused[stage, count] = str(error)
+      refused["backbone", count] = refused["refiner", count] = str(error)
+      made = []
+    for of in (*made, plan_decoder(config, groups[count])):
+      plans[of.stage, count] = of
   return plans, refused
 
 
 def _print(report: dict):
   print(f"{report['topology']}: {report['devices']} devices of {report['hbm_gib']:.1f} GiB")
   print("\nPredicted, not measured. Milliseconds of a chunk, by stage and devices:")
-  print(f"{'stage':<10}{'devices':>8}{'compute':>9}{'kernels':>9}{'exposed':>9}{'GiB':>7}")
+  parts = "".join(f"{part:>9}" for part in ("compute", "kernels", "memory", "exposed", "hidden"))
+  print(f"{'stage':<10}{'devices':>8}{parts}{'GiB':>7}")
   for of in report["stages"]:
     time = of["milliseconds"]
     hbm = (of["arguments"] + of["temporaries"]) / GIB
-    parts = f"{'program not readable':>27}"
+    parts = f"{'program not readable':>45}"
     if time:
-      parts = "".join(f"{time[part]:9.0f}" for part in ("compute", "kernels", "exposed"))
+      parts = "".join(f"{part:9.0f}" for part in time.values())
     print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")
   for of in report["do_not_fit"]:
     print(f"{of['stage']:<10}{of['devices']:>8}  does not fit: {of['reason']}")

@@ -102,7 +102,7 @@ def test_audio_outside_its_window_has_zero_gradient(name, window):
   audio = jax.random.normal(jax.random.key(1), (1, FRAMES, 4, 6))
   grids = Grids(FRAMES, jnp.ones((1, FRAMES), bool))
   nowhere = (jnp.zeros((1, 4 * FRAMES, 12)),) * 2
-  stream = Stream(turn=nowhere, grids=grids, text=jnp.ones((1, 2, 24)), frames=FRAMES)
+  stream = Stream(turn=nowhere, grids=grids, text=jnp.ones((1, 2, 24)), frames=FRAMES, tokens=4)
   for frame in range(FRAMES):
     gradient = jax.grad(lambda a, f=frame: jnp.square(block(x, a, stream)[:, f]).sum())(audio)
     heard = np.abs(gradient).max(axis=(0, 2, 3)) > 0

@@ -7,20 +7,25 @@ import pytest
 
 SMALL = """
 from configs.lpm_17b import plan_stream
-from lpm_jax.plan import chips, stages
+from lpm_jax.plan import chips, predict, stages
 
 config = plan_stream.get_config()
 config.height, config.width, config.text_length = 128, 256, 16
 config.transformer.layers = 2
 devices = chips.devices_of("v6e:2x4")
-for stage in ("backbone", "refiner"):
-  found = stages.plan_stage(config, stage, devices)
-  assert found.devices == 8 and found.cycles > 0 and found.kernel_flops > 0
-  kinds = {moved.kind for moved in found.traffic}
+chip = chips.chip_of("v6e:2x4")
+found = stages.plan_transformers(config, devices)
+times = [predict.stage_time(of, chip, 1e12) for of in found]
+for of, time in zip(found, times, strict=True):
+  assert of.devices == 8 and of.kernel_flops > 0
+  kinds = {moved.kind for moved in of.traffic}
   assert {"all-gather", "reduce-scatter"} <= kinds, kinds
+  assert time.compute > 0 and time.exposed > 0
+  assert abs(time.kernels - 1e3 * of.kernel_flops / chip.flops / chip.kernel_share) < 1e-6
+assert found[0].kernel_flops == found[1].kernel_flops, "two evaluations each"
 config.references = 100_000
 try:
-  stages.plan_stage(config, "refiner", devices)
+  stages.plan_transformers(config, devices)
 except stages.DoesNotFit as error:
   print(error)
 """
