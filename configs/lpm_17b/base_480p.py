@@ -1,24 +1,23 @@
 """Base LPM, 17.435B parameters, 832x480 at 24 fps (LPM 1.0; learning rates and schedule are ours).
 
-Values only: sizes, shardings and optimiser of the real scale, for the same task as
-configs/puppets/base.py. Expected result: none yet, nobody has trained it.
-  lpm train --config=configs/lpm_17b/base_480p.py --workdir=gs://BUCKET/runs/base_480p
+For the task of configs/puppets/base.py. Expected result: none yet, nobody has trained it.
+  lpm train --config=configs/lpm_17b/base_480p.py:v5p_512 --workdir=gs://BUCKET/runs/base_480p
 """
 
 from ml_collections import ConfigDict
 
+from configs.lpm_17b import pods
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-  """No presets."""
-  if arg:
-    raise ValueError(f"configs/lpm_17b/base_480p.py: found :{arg}, expected no preset")
+  """Presets are the pods of configs/lpm_17b/pods.py; by default v5p_512."""
   c = ConfigDict()
   c.task = "base"
   c.export = "base"
   c.seed = 0
   c.steps = 60_000
   c.batch_size = 256
-  c.accumulate = 1
+  c.accumulate = 1  # of the preset
   c.max_minutes = 0.0
   c.init = ""  # the folder with the imported Wan2.1-14B trunk
   c.audio = ""
@@ -89,10 +88,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.optimiser.clip_norm = 1.0
   c.optimiser.ema = 0.9999
 
-  # sharding: parameters, moments and average over fsdp; heads and inner widths over tensor
+  # sharding: parameters, moments and average over fsdp, and over what shares a clip
   c.sharding = ConfigDict()
-  c.sharding.mesh = dict(data=-1, fsdp=64, tensor=1)
-  c.sharding.rules = dict(embed="fsdp", mlp="tensor", heads="tensor", audio="tensor")
+  c.sharding.mesh = ConfigDict()  # of the preset
+  apart = ("tensor", "context")
+  c.sharding.rules = dict(embed="fsdp", mlp=apart, heads=apart, audio=apart)
 
   # checkpoint
   c.checkpoint = ConfigDict()
@@ -114,8 +114,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.evaluation.sample_clips = 0  # the validation loss alone; videos come from `lpm generate`
 
   # plan: what `lpm plan` compiles this for
-  c.topology = "v5p:8x8x4"  # CHIP:AxBxC[,slices=N]
-  c.flags = ()  # groups of compiler options, see lpm_jax/plan/flags.py
+  c.topology = ""  # of the preset, CHIP:AxBxC[,slices=N]
+  c.flags = ()  # groups of compiler options, see lpm_jax/parallel/options.py
   c.assume = ""  # numbers of the model of time, "kernel_share=0.5,dcn=25e9"
   c.search = False  # try remat policies, batches, context degrees and flags
-  return c
+  return pods.on_pod(c, arg or "v5p_512", height=480)

@@ -44,6 +44,7 @@ class TransformerConfig:
     remat: what the backward pass keeps of a pair of blocks: "none" keeps everything, otherwise a
       name of remat.POLICIES.
     dtype: of the computation; parameters are fp32.
+    chip: whose block sizes the kernels for TPUs take, one of flash.BLOCKS.
     exchange: how devices that share the tokens of a clip attend, one of context.EXCHANGES.
     attention: "dense", or fused kernels on TPUs, forward only: "splash", or "chunk" for streams,
       which reads caches where they lie and is dense without one.
@@ -64,6 +65,7 @@ class TransformerConfig:
   dtype: str = "float32"
   attention: str = "dense"
   exchange: str = "ulysses"
+  chip: str = "v5p"
 
   def __post_init__(self):
     if self.exchange not in EXCHANGES:
@@ -135,7 +137,7 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.exchange = config.heads, config.exchange
+    self.heads, self.exchange, self.chip = config.heads, config.exchange, config.chip
     self.attention = config.attention
     self.query, self.key, self.value = dense(), dense(), dense()
     self.out = dense(axes=("heads", "embed"))
@@ -158,7 +160,13 @@ class SelfAttention(nnx.Module):
     query, key, value = (_heads(x, self.heads) for x in (query, key, value))
     query, key = (rotary.rotate(x, stream.grid_turn(), heads=3) for x in (query, key))
     seen = attend_grids(
-      query, key, value, stream.grids, kernel=self.attention, exchange=self.exchange
+      query,
+      key,
+      value,
+      stream.grids,
+      kernel=self.attention,
+      exchange=self.exchange,
+      chip=self.chip,
     )
     return scatter_from([_join(seen)], [self.out]), kept
 
@@ -212,7 +220,8 @@ class TextAudioAttention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     dense = functools.partial(_dense, config, rngs)
-    self.heads, self.window, self.attention = config.heads, window, config.attention
+    self.heads, self.window = config.heads, window
+    self.attention, self.chip = config.attention, config.chip
     self.query, self.query_norm = dense(), RMSNorm(config.width)
     self.text_key, self.text_value = dense(), dense()
     self.text_key_norm = RMSNorm(config.width)
@@ -237,7 +246,8 @@ class TextAudioAttention(nnx.Module):
       seen = self._over_text(query, text_key, text_value)
     else:
       heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
-      seen = _join(attend_from_video(*heads, kernel="dense" if cached else self.attention))
+      kernel = "dense" if cached else self.attention
+      seen = _join(attend_from_video(*heads, kernel=kernel, chip=self.chip))
     query = _heads(stream.unfolded(query), self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)

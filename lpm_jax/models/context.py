@@ -51,13 +51,21 @@ class Grids:
 
 
 def attend_grids(
-  query: Array, key: Array, value: Array, grids: Grids, *, kernel: str, exchange: str
+  query: Array,
+  key: Array,
+  value: Array,
+  grids: Grids,
+  *,
+  kernel: str,
+  exchange: str = "gather",
+  chip: str = "v5p",
 ) -> Array:
   """Self-attention; query, key, value and the result are [B, G, N, K, d].
 
   Args:
     kernel: "dense"; "splash" on TPUs; "cudnn" on GPUs.
     exchange: one of EXCHANGES, where tokens lie apart.
+    chip: whose blocks the kernel for TPUs takes, see flash.BLOCKS.
 
   Raises ValueError where tokens or heads do not divide among the devices.
   """
@@ -80,26 +88,32 @@ def attend_grids(
   run = functools.partial(
     _attend_local, frames=grids.frames, mask=grids.mask, kernel=kernel, exchange=exchange
   )
-  run = functools.partial(run, devices=devices)
+  run = functools.partial(run, devices=devices, chip=chip)
   return _shared(run, (tokens, tokens, tokens, rows), tokens)(
     query * query.shape[-1] ** -0.5, key, value, grids.present
   )
 
 
 def attend_from_video(
-  query: Array, key: Array, value: Array, *, mask: Array | None = None, kernel: str = "dense"
+  query: Array,
+  key: Array,
+  value: Array,
+  *,
+  mask: Array | None = None,
+  kernel: str = "dense",
+  chip: str = "v5p",
 ) -> Array:
   """Cross-attention of video tokens [B, F, N, K, d] to keys [B, T, K, d] that all devices have.
 
-  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of a
-  frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
+  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of
+  a frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
   """
 
   def local(query: Array, key: Array, value: Array) -> Array:
     joined = rearrange(query, "b f n k d -> b (f n) k d")
     if kernel == "splash":
       query_first, *others = (jnp.swapaxes(x, 1, 2) for x in (joined, key, value))
-      how = How(kernel, (None,))
+      how = How(kernel, chip, (None,))
       scaled = query_first * query.shape[-1] ** -0.5
       made = attend_parts(how, scaled, *((x,) for x in others), (None,))
       return _like(query, jnp.swapaxes(made, 1, 2))
@@ -127,6 +141,7 @@ def _attend_local(
   kernel: str,
   exchange: str,
   devices: int,
+  chip: str,
 ) -> Array:
   """One device's part; `query` is scaled."""
   ring = exchange == "ring" and devices > 1
@@ -147,7 +162,7 @@ def _attend_local(
     ]
     seen = (None, jnp.repeat(present[:, frames:], tokens, axis=1))[: len(cut)]
     sees = (mask and _Sees(mask, query.shape[2], tokens), None)[: len(cut)]
-    how = How(kernel, sees, _AXIS if ring else None, devices if ring else 1)
+    how = How(kernel, chip, sees, _AXIS if ring else None, devices if ring else 1)
     made = jnp.swapaxes(attend_parts(how, query_first, *parts, seen), 1, 2)
   made = _like(query, made)
   if devices > 1 and exchange == "ulysses":

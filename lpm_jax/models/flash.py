@@ -26,11 +26,17 @@ HIDDEN = float(kernels.DEFAULT_MASK_VALUE)
 Sees = Callable[[Array, Array], Array]  # (query index, key index) -> bool, elementwise
 Blocks = tuple[int, int, int]  # rows, keys, and keys of one product within them
 
-# Largest blocks. From the compiler's schedule (benchmarks/kernel_schedule.py): forward, tall blocks
-# with narrow products spill the least; backward, every block of keys leaves a partial gradient of
-# all queries to be written and read again, so they are as wide as fits.
-FORWARD: Blocks = (1024, 2048, 256)
-BACKWARD: Blocks = (1024, 10240, 512)
+# Largest blocks of the kernels, forward and backward, a chip. A kernel is unrolled over its block:
+# rows x keys is what compiling costs. Read off the compiler's schedule (benchmarks/
+# kernel_schedule.py): forward, narrow products spill the fewest registers; backward, each block of
+# keys leaves a partial gradient of all queries to be written and read again, so that on v5p, where a
+# clip has a chip for itself, blocks are wide and low; on v6e that costs a sixth of the kernel's
+# speed, and a clip is shared by four chips.
+BLOCKS: dict[str, tuple[Blocks, Blocks]] = {
+  "v5p": ((1024, 2048, 256), (256, 8448, 640)),
+  "v6e": ((1024, 2048, 256), (512, 5120, 512)),
+  "tpu7x": ((1024, 2048, 256), (256, 8448, 640)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +45,14 @@ class How:
 
   Attributes:
     kernel: "splash" or "dense".
+    chip: whose BLOCKS the kernel takes.
     sees: of each part, which query sees which key of it (a hashable function); None: all.
     ring: mesh axis around which the keys travel; None: they stay.
     turns: devices of the ring.
   """
 
   kernel: str
+  chip: str
   sees: tuple[Sees | None, ...]
   ring: str | None = None
   turns: int = 1
@@ -67,7 +75,7 @@ def attend_parts(
 
 
 def _forward(how: How, query: Array, keys: tuple, values: tuple, seen: tuple):
-  kernel = _KERNELS[how.kernel]
+  kernel = _KERNELS[how.kernel](how.chip)
   out, lse = jnp.zeros(query.shape, jnp.float32), jnp.full(query.shape[:3], -jnp.inf)
   travelling = keys, values, seen
   for turn in range(how.turns):
@@ -85,7 +93,7 @@ def _forward(how: How, query: Array, keys: tuple, values: tuple, seen: tuple):
 
 def _backward(how: How, kept: tuple, of_out: Array):
   query, keys, values, seen, out, lse = kept
-  kernel = _KERNELS[how.kernel]
+  kernel = _KERNELS[how.kernel](how.chip)
   inner = jnp.einsum("bksd,bksd->bks", out, of_out, preferred_element_type=jnp.float32)
   of_query = jnp.zeros(query.shape, jnp.float32)
   of_keys, of_values = ([jnp.zeros(x.shape, jnp.float32) for x in xs] for xs in (keys, values))
@@ -117,16 +125,19 @@ def _passed_on(how: How, tree: tuple) -> tuple:
 class Dense:
   """Products of all queries and keys, in fp32 where it counts."""
 
-  @staticmethod
-  def forward(query, key, value, seen, sees) -> tuple[Array, Array]:
+  def __init__(self, chip: str):
+    del chip
+
+  def forward(self, query, key, value, seen, sees) -> tuple[Array, Array]:
     """Output fp32 [B, K, S, d] and log-sum-exp [B, K, S] of one part."""
     logits = Dense._logits(query, key, seen, sees)
     lse = jax.nn.logsumexp(logits, axis=-1)
     weights = jnp.exp(logits - lse[..., None]).astype(value.dtype)
     return jnp.einsum("bkst,bktd->bksd", weights, value, preferred_element_type=jnp.float32), lse
 
-  @staticmethod
-  def backward(query, key, value, seen, sees, lse, of_out, inner) -> tuple[Array, Array, Array]:
+  def backward(
+    self, query, key, value, seen, sees, lse, of_out, inner
+  ) -> tuple[Array, Array, Array]:
     """Gradients of query, key and value through one part; `lse` is that of all parts."""
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     weights = jnp.exp(Dense._logits(query, key, seen, sees) - lse[..., None])
@@ -150,36 +161,52 @@ class Dense:
 class Splash:
   """JAX's kernels; what Dense computes."""
 
-  @staticmethod
-  def forward(query, key, value, seen, sees) -> tuple[Array, Array]:
+  def __init__(self, chip: str):
+    self._forward_blocks, self._backward_blocks = BLOCKS[chip]
+
+  def forward(self, query, key, value, seen, sees) -> tuple[Array, Array]:
     """See Dense."""
     length = query.shape[2]
-    query, (key, value), segments = _in_lanes(query, (key, value), seen)
-    out, lse = _on_backend(_splash_forward, sees, segments)(query, key, value)
+    query, (key, value), segments = self._in_lanes(query, (key, value), seen)
+    run = _on_backend(_splash_forward, self._forward_blocks, sees, segments)
+    out, lse = run(query, key, value)
     return out[:, :, :length], lse[:, :, :length]
 
-  @staticmethod
-  def backward(query, key, value, seen, sees, lse, of_out, inner) -> tuple[Array, Array, Array]:
+  def backward(self, query, key, value, seen, sees, lse, of_out, inner):
     """See Dense."""
     rows, columns = query.shape[2], key.shape[2]
-    query, (key, value), segments = _in_lanes(query, (key, value), seen)
+    query, (key, value), segments = self._in_lanes(query, (key, value), seen)
     of_out, lse, inner = (_padded(x, query.shape[2]) for x in (of_out, lse, inner))
-    run = _on_backend(_splash_backward, sees, segments)
+    run = _on_backend(_splash_backward, self._backward_blocks, sees, segments)
     of_query, of_key, of_value = run(query, key, value, lse, of_out, inner)
     return of_query[:, :, :rows], of_key[:, :, :columns], of_value[:, :, :columns]
+
+  def _in_lanes(
+    self, query: Array, of_keys: tuple[Array, Array], seen: Array | None
+  ) -> tuple[Array, tuple[Array, ...], Array | None]:
+    """Padded to whole blocks; 1 where a key is there, None when all of them are."""
+    batch, _, length, _ = of_keys[0].shape
+    whole = length + -length % LANES
+    if seen is None and length == whole:
+      segments = None
+    else:
+      seen = jnp.ones((batch, length), bool) if seen is None else seen
+      segments = jnp.pad(seen, ((0, 0), (0, whole - length))).astype(jnp.int32)
+    # Rows in as many lanes as divide into few, even blocks of both kernels.
+    most = max(self._forward_blocks[0], self._backward_blocks[0]) // LANES
+    lanes = -(-query.shape[2] // LANES)
+    blocks = -(-lanes // most)
+    query = _padded(query, LANES * blocks * -(-lanes // blocks))
+    return query, tuple(_padded(x, whole) for x in of_keys), segments
 
 
 _KERNELS = {"dense": Dense, "splash": Splash}
 
 
-def kernel_flops(queries: int, keys: int, heads: int, head: int) -> tuple[int, int]:
-  """Operations of a forward and of a backward call for one example, padding included."""
-  product = 2 * _row_length(queries) * (keys + -keys % LANES) * heads * head
-  return 2 * product, 5 * product
-
-
-def _splash_forward(query, key, value, segments, *, sees, interpret) -> tuple[Array, Array]:
-  blocks = _fitted(query, key, FORWARD)
+def _splash_forward(
+  query, key, value, segments, *, largest, sees, interpret
+) -> tuple[Array, Array]:
+  blocks = _fitted(query, key, largest)
   info, function = _mask(sees, query, key, blocks, backward=False)
   out, (lse,) = kernels._splash_attention_forward(
     info,
@@ -200,9 +227,9 @@ def _splash_forward(query, key, value, segments, *, sees, interpret) -> tuple[Ar
 
 
 def _splash_backward(
-  query, key, value, lse, of_out, inner, segments, *, sees, interpret
+  query, key, value, lse, of_out, inner, segments, *, largest, sees, interpret
 ) -> tuple[Array, Array, Array]:
-  rows, columns, compute = _fitted(query, key, BACKWARD)
+  rows, columns, compute = _fitted(query, key, largest)
   info, function = _mask(sees, query, key, (rows, columns, compute), backward=True)
   layout = splash.QKVLayout.HEAD_DIM_MINOR
   return kernels._splash_attention_bwd_dkv(
@@ -230,11 +257,13 @@ def _splash_backward(
   )
 
 
-def _on_backend(kernel: Callable, sees: Sees | None, segments: Array | None) -> Callable:
+def _on_backend(
+  kernel: Callable, largest: Blocks, sees: Sees | None, segments: Array | None
+) -> Callable:
   """The kernel for every example, compiled on a TPU and interpreted elsewhere."""
 
   def run(interpret: bool, *arrays: Array):
-    one = functools.partial(kernel, sees=sees, interpret=interpret)
+    one = functools.partial(kernel, largest=largest, sees=sees, interpret=interpret)
     return jax.vmap(one)(*arrays)
 
   def dispatch(*arrays: Array):
@@ -278,38 +307,17 @@ def _segment_ids(segments: Array | None, query: Array) -> splash.SegmentIds | No
   return splash.SegmentIds(jnp.ones(query.shape[1], jnp.int32), segments)
 
 
-def _in_lanes(
-  query: Array, of_keys: tuple[Array, Array], seen: Array | None
-) -> tuple[Array, tuple[Array, ...], Array | None]:
-  """Padded to whole blocks; 1 where a key is there, None when all of them are."""
-  batch, _, length, _ = of_keys[0].shape
-  whole = length + -length % LANES
-  if seen is None and length == whole:
-    segments = None
-  else:
-    seen = jnp.ones((batch, length), bool) if seen is None else seen
-    segments = jnp.pad(seen, ((0, 0), (0, whole - length))).astype(jnp.int32)
-  query = _padded(query, _row_length(query.shape[2]))
-  return query, tuple(_padded(x, whole) for x in of_keys), segments
-
-
-def _row_length(length: int) -> int:
-  """Rows with padding: as many lanes as divide into few, even blocks."""
-  lanes = -(-length // LANES)
-  blocks = -(-lanes // (BACKWARD[0] // LANES))
-  return LANES * blocks * -(-lanes // blocks)
-
-
 def _fitted(query: Array, key: Array, largest: Blocks) -> Blocks:
-  """The largest blocks that divide the padded lengths."""
-  rows, columns, compute = largest
-  columns = _divisor(key.shape[1], columns)
-  return _divisor(query.shape[1], rows), columns, _divisor(columns, compute)
-
-
-def _divisor(length: int, largest: int) -> int:
-  lanes = length // LANES
-  return LANES * max(n for n in range(1, max(largest // LANES, 1) + 1) if lanes % n == 0)
+  """Blocks that divide the padded lengths: products near their largest, then the widest keys."""
+  rows, columns, compute = (n // LANES for n in largest)
+  lanes = key.shape[1] // LANES
+  for product in range(compute, 0, -1):
+    fitting = [n for n in range(product, columns + 1, product) if lanes % n == 0]
+    if fitting and (fitting[-1] >= columns // 2 or product == 1 or fitting[-1] == lanes):
+      break
+  row_lanes = query.shape[1] // LANES
+  rows = max(n for n in range(1, rows + 1) if row_lanes % n == 0)
+  return LANES * rows, LANES * fitting[-1], LANES * product
 
 
 def _padded(x: Array, length: int) -> Array:

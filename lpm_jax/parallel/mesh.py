@@ -4,13 +4,22 @@ import math
 from collections.abc import Mapping
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
+def make_mesh(
+  shape: Mapping[str, int], devices: list | None = None, slices: Mapping[str, int] | None = None
+) -> Mesh:
   """A mesh over all devices; axes not named are 1, one axis may be -1 (whatever is left).
+
+  Args:
+    shape: devices along each axis.
+    devices: by default all.
+    slices: along which axes the slices of a multi-slice job lie, each the outer part of its axis;
+      by default all along data. Between slices is the data-centre network.
 
   Raises ValueError when an axis is unknown or the sizes do not multiply to the device count.
   """
@@ -25,6 +34,16 @@ def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
   if min(sizes) < 1 or math.prod(sizes) != len(devices):
     found = dict(zip(MESH_AXES, sizes, strict=True))
     raise ValueError(f"sharding.mesh: found {found}, expected a product of {len(devices)} devices")
-  return jax.make_mesh(
-    tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-  )
+  axis_types = (AxisType.Auto,) * len(sizes)
+  count = len({getattr(device, "slice_index", 0) for device in devices})
+  if count == 1:
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+  outer = [int((slices or {"data": count}).get(axis, 1)) for axis in MESH_AXES]
+  if math.prod(outer) != count or any(n % m for n, m in zip(sizes, outer, strict=True)):
+    found = dict(zip(MESH_AXES, outer, strict=True))
+    raise ValueError(
+      f"sharding.slices: found {found}, expected divisors of the mesh with a product of {count}"
+    )
+  inner = [n // m for n, m in zip(sizes, outer, strict=True)]
+  placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+  return Mesh(placed, MESH_AXES, axis_types=axis_types)

@@ -17,7 +17,6 @@ class Chip:
     kernel_share: of the peak that attention kernels reach at 128 channels a head. An assumption:
       v5p as for Wan2.1's training step; on v6e and tpu7x products of 256 x 256 are half empty.
     slices: shapes that hold a group of devices, by their number; a stage is compiled for one.
-    options: compiler options of the compiled programs.
   """
 
   flops: float
@@ -25,14 +24,11 @@ class Chip:
   ring: float
   kernel_share: float
   slices: tuple[tuple[int, str], ...]
-  options: tuple[tuple[str, str], ...] = ()
 
 
-# Blocks of the attention kernel are larger than the 16 MiB that are this chip's default.
-_MORE_VMEM = (("xla_tpu_scoped_vmem_limit_kib", "65536"),)
 CLOCK = 1.75e9  # Hz of the compiler's estimated cycles
 CHIPS = {
-  "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6, ((4, "2x2x1"), (8, "2x2x2")), _MORE_VMEM),
+  "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6, ((4, "2x2x1"), (8, "2x2x2"))),
   "v6e": Chip(918e12, 31.24 * 2**30, 180e9, 0.4, ((4, "2x2"), (8, "2x4"))),
   "tpu7x": Chip(1153.5e12, 94.74 * 2**30, 180e9, 0.5, ((8, "2x2x1"),)),
 }

@@ -65,7 +65,11 @@ def _described(
   config: ConfigDict, devices: list | None
 ) -> tuple[Task, optax.GradientTransformation, Mesh, TrainState]:
   task = make_task(config)
-  mesh = make_mesh(config.sharding.mesh, devices or chips.devices_of(config.topology))
+  mesh = make_mesh(
+    config.sharding.mesh,
+    devices or chips.devices_of(config.topology),
+    slices=config.sharding.get("slices"),
+  )
   stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
   optimiser = make_optimiser(config.optimiser, config.steps, stages)
   state = jax.eval_shape(lambda: create_state(task.build(nnx.Rngs(config.seed)), optimiser))

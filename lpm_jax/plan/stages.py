@@ -16,9 +16,10 @@ from lpm_jax.models.chunk_attention import kernel_flops
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAEConfig, VideoVAE
+from lpm_jax.parallel import options
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
-from lpm_jax.plan import flags, program
+from lpm_jax.plan import program
 from lpm_jax.plan.schedule import Schedule, read_schedule
 from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
@@ -84,7 +85,7 @@ def _plan(
   config: ConfigDict, stage: str, devices: list, lowered: Lowered, kernel_flops: int
 ) -> StagePlan:
   try:
-    compiled = lowered.compile(compiler_options=flags.options_of(config))
+    compiled = lowered.compile(compiler_options=options.options_of(config))
   except jax.errors.JaxRuntimeError as error:
     if "HbmOom" not in str(error):
       raise

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from lpm_jax import media
 from lpm_jax.evaluation import page
-from lpm_jax.plan import chips, flags, predict
+from lpm_jax.parallel import options
+from lpm_jax.plan import chips, predict
 from lpm_jax.plan.links import LINKS
 from lpm_jax.plan.stages import DoesNotFit, StagePlan, plan_decoder, plan_transformers
 
@@ -48,7 +49,7 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "seconds_per_chunk": seconds,
     "picture": [config.height, config.width],
     "assumed": dataclasses.asdict(chip) | {"memory": memory, "clock": chips.CLOCK},
-    "options": flags.options_of(config),
+    "options": options.options_of(config),
     "stages": [
       dataclasses.asdict(dataclasses.replace(of, schedule=None))
       | {"milliseconds": dataclasses.asdict(times[key]) if key in times else None}

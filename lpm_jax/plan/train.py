@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from lpm_jax import media
 from lpm_jax.evaluation import page
 from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
+from lpm_jax.parallel.options import options_of
 from lpm_jax.plan import chips, compiled, flops, links, schedule, timeline
 from lpm_jax.plan.assumptions import Assumptions, assumptions
-from lpm_jax.plan.flags import options_of
 from lpm_jax.plan.lowering import AbstractStep, trace_train_step
 from lpm_jax.plan.printing import print_report
 

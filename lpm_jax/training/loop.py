@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from clu import parameter_overview
+from etils import epath
 from flax import nnx
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from data_pipelines import loader
 from lpm_jax.parallel.mesh import make_mesh
+from lpm_jax.parallel.options import options_of
 from lpm_jax.parallel.sharding import shard_batch, tree_shardings
 from lpm_jax.training import hooks
 from lpm_jax.training.checkpoints import Checkpoints, Restored, abstract, check_writable
@@ -51,7 +54,7 @@ class Setup:
 def prepare(config: ConfigDict) -> Setup:
   """Builds the initial state: shapes first, then shardings, then arrays where they belong."""
   task = make_task(config)
-  mesh = make_mesh(config.sharding.mesh)
+  mesh = make_mesh(config.sharding.mesh, slices=config.sharding.get("slices"))
   stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
   optimiser = make_optimiser(config.optimiser, config.steps, stages)
 
@@ -197,7 +200,9 @@ class _Run:
     )
     self.skips = self.guard.config.policy == "skip"
     step_fn = skipping(step_fn) if self.skips else step_fn
-    self.compiled = CompiledStep(step_fn, self.setup.mesh)
+    self.compiled = CompiledStep(
+      step_fn, self.setup.mesh, _compiler_options(self.config, self.workdir)
+    )
     if self.first == 0:
       self._sample(state, 0)
     while True:
@@ -317,6 +322,16 @@ class _Run:
       row = self.setup.task.sample(model, self.workdir, step)
       if row:
         self.writer.write_scalars(step, row)
+
+
+def _compiler_options(config: ConfigDict, workdir: str) -> dict[str, str]:
+  """Those of a TPU run, which are also written to workdir/compiler_options.json."""
+  if jax.default_backend() != "tpu" or not config.get("topology"):
+    return {}
+  found = options_of(config)
+  if jax.process_index() == 0:
+    (epath.Path(workdir) / "compiler_options.json").write_text(json.dumps(found, indent=1))
+  return found
 
 
 class _Rewinds:

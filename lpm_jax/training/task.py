@@ -23,8 +23,8 @@ class Task(Protocol):
     stages(seed) -> [(steps, dataset)]: endless, shuffled datasets in place of `dataset`;
     learning_rates() -> [(steps, [(path regex, factor), ...])]: factors stage by stage;
     initialiser() -> fill(model) | None: puts weights trained before into the fresh model, in place;
-    draw(batch, key) -> {name: [B, ...]}: random numbers of each example, added to the batch, so that
-      a batch cut into parts has the same ones as a whole one;
+    draw(batch, key) -> {name: [B, ...]}: random numbers of each example, added to the batch, so
+      that a batch cut into parts has the same ones as a whole one;
     finish(model): last changes to the averaged model before it is exported;
     sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """

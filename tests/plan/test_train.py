@@ -7,7 +7,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from lpm_jax.plan import assumptions, compiled, flags, printing
+from lpm_jax.parallel import options
+from lpm_jax.plan import assumptions, compiled, printing
 from tests.fixtures import plan_17b
 
 libtpu = pytest.mark.skipif(
@@ -61,7 +62,7 @@ def test_assumptions_that_are_not_known(wrong):
 def test_groups_of_options_that_are_not_known():
   config = ConfigDict(dict(topology="v5p:2x2x2", flags=("asinc",)))
   with pytest.raises(ValueError, match="flags: found 'asinc', expected names of .'async'"):
-    flags.options_of(config)
+    options.options_of(config)
 
 
 def test_temporaries_alone_may_be_too_much():

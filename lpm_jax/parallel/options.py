@@ -1,4 +1,4 @@
-"""Compiler options of a train step, in groups that a config names; recorded with every plan.
+"""Compiler options, by chip and in groups that a config names; recorded with every plan and run.
 
 Sources: maxtext's benchmarks/xla_flags_library.py, and what libtpu 0.0.52 accepts for each chip:
 fusion of collectives into products (xla_tpu_enable_async_collective_fusion, in the recipes of the
@@ -7,8 +7,10 @@ same project) it refuses for v5p and v6e, "incorrect results, hang".
 
 from ml_collections import ConfigDict
 
-from lpm_jax.plan import chips
-
+# Blocks of the attention kernels are larger than what a chip's compiler gives a kernel by default.
+CHIPS: dict[str, dict[str, str]] = {
+  chip: {"xla_tpu_scoped_vmem_limit_kib": "65536"} for chip in ("v5p", "v6e")
+} | {"tpu7x": {}}
 GROUPS: dict[str, dict[str, str]] = {
   # collectives with a start and an end, so that work between them hides them
   "async": {
@@ -37,7 +39,10 @@ def options_of(config: ConfigDict) -> dict[str, str]:
   On tpu7x always with "tensor_core": without, the program of a step has no text and no predicted
   time. Raises ValueError for a group that is not known.
   """
-  options = dict(chips.chip_of(config.topology).options)
+  chip = config.topology.split(":")[0]
+  if chip not in CHIPS:
+    raise ValueError(f"topology: found {config.topology!r}, expected one of {', '.join(CHIPS)}:AxB")
+  options = dict(CHIPS[chip])
   groups = tuple(config.get("flags", ()))
   if config.topology.startswith("tpu7x"):
     groups = (*groups, "tensor_core")
