@@ -57,7 +57,7 @@ def chunk(
       online.refiner, state.refiner, settings, conditions, again, latents
     )
   else:
-    clean, cache = jnp.zeros(latents.shape[:2]), state.refiner
+    clean, cache = jnp.zeros((len(latents), 1)), state.refiner
     past = [online.refiner.turned(view, *latents.shape[2:4]) for view in cache.view()]
     _, kept = online.refiner.extend(latents, clean, conditions, past, cache.start())
     refiner = cache.pushed(kept)
