@@ -82,11 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.optimiser.learning_rate = 5e-5
   c.optimiser.final_learning_rate = 1e-6
   c.optimiser.warmup = 1_000
-  c.optimiser.b1 = 0.9
-  c.optimiser.b2 = 0.99
-  c.optimiser.eps = 1e-8
-  c.optimiser.weight_decay = 0.01
-  c.optimiser.clip_norm = 1.0
+  c.optimiser.update(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
   c.optimiser.ema = 0.9999
 
   # sharding: parameters, moments and average over fsdp; heads and inner widths over tensor
