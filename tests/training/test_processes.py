@@ -82,7 +82,7 @@ def test_sigterm_saves_and_two_then_one_process_continue(
 
 
 def test_a_process_whose_data_hangs_is_named(tmp_path: pathlib.Path):
-  changes = TOY | {"hang": 1, "watchdog": {"stall_seconds": 8.0, "lost_seconds": 60.0}}
+  changes = TOY | {"hang": 1, "watchdog": {"stall_seconds": 15.0, "lost_seconds": 60.0}}
   with Job(tmp_path / "run", changes, processes=2) as job:
     assert job.codes() == [RETRY] * 2, job.everything()
     for index in range(2):
