@@ -20,7 +20,6 @@ def base_config(folder: str, **mesh: int) -> ConfigDict:
   c = base.get_config("tiny")
   c.data.path, c.data.validation = f"{folder}/train", f"{folder}/validation"
   c.steps, c.batch_size = 2, 8
-  c.model.transformer.layers = 1
   c.sharding.mesh = mesh
   c.evaluation.sample_every = 0
   c.watchdog.update(stall_seconds=150.0, lost_seconds=120.0)  # of CPUs that have other work too
