@@ -81,11 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.optimiser.learning_rate = 5e-5
   c.optimiser.final_learning_rate = 1e-6
   c.optimiser.warmup = 1_000
-  c.optimiser.b1 = 0.9
-  c.optimiser.b2 = 0.99
-  c.optimiser.eps = 1e-8
-  c.optimiser.weight_decay = 0.01
-  c.optimiser.clip_norm = 1.0
+  c.optimiser.update(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
   c.optimiser.ema = 0.9999
 
   # sharding: parameters, moments and average over fsdp, and over what shares a clip
@@ -103,7 +99,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # survival (docs/running.md)
   c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
   c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
-  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=40.0)
   c.profile = dict(start=10, steps=3, every=0)
   c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
 

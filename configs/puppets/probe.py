@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # survival (docs/running.md)
   c.distributed = dict(coordinator="", processes=0, process=-1, automatic=True)
   c.guard = dict(policy="stop", spike=0.0, window=64, limit=10)  # NaN, spikes: stop, skip, rewind
-  c.watchdog = dict(stall_seconds=900.0, lost_seconds=20.0)
+  c.watchdog = dict(stall_seconds=900.0, lost_seconds=40.0)
   c.profile = dict(start=10, steps=0, every=0)
   c.goodput_job = ""  # name for Cloud Logging; "": workdir/goodput alone
   # evaluation

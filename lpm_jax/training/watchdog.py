@@ -23,7 +23,7 @@ _BEATS = "lpm/beats/"
 _VERDICT = "lpm/verdict/"
 STEPPING = ("step", "data")  # phases that end within the time limit; others get LONG times as much
 LONG = 4
-_DEAF_SECONDS = 120  # an interpreter that runs no thread for so long is ended from outside of it
+_DEAF_SECONDS = 80  # an interpreter that runs no thread for so long is ended from outside of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Watchdog:
     workdir: str | os.PathLike,
     *,
     stall_seconds: float = 900.0,
-    lost_seconds: float = 20.0,
+    lost_seconds: float = 40.0,
     beat_seconds: float = 2.0,
     at_end: Callable[[str, float], None] | None = None,
     channel: Store | None = None,

@@ -92,9 +92,9 @@ def test_four_processes_have_the_losses_of_one(tmp_path: pathlib.Path):
     loop.train(base_config(str(folder), data=-1), str(tmp_path / "one"))
     assert job.codes() == [0] * 4, job.everything()
   rows = [rows_of(tmp_path / name) for name in ("one", "four")]
-  assert [row["step"] for row in rows[0]] == [0, 1, 2, 2]
+  assert [row["step"] for row in rows[0]] == [1, 2]
   for one, four in zip(*rows, strict=True):
-    for name in {"loss", "grad_norm", "validation_loss"} & set(one):
+    for name in ("loss", "grad_norm"):
       np.testing.assert_allclose(four[name], one[name], rtol=1e-4, err_msg=f"{name} {one['step']}")
 
 

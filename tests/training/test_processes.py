@@ -15,7 +15,7 @@ from tests.training.toy import toy_config
 
 STEPS = 30
 SHARDED = {"sharding__mesh": {"data": 2, "fsdp": -1}, "sharding__rules": {"mlp": "fsdp"}}
-TOY = {"steps": STEPS, "evaluation__log_every": 1} | SHARDED
+TOY = {"steps": STEPS, "evaluation__log_every": 1, "watchdog": {"lost_seconds": 30.0}} | SHARDED
 PACE = {"pace": 0.02}  # seconds an example: time to send a signal in
 
 
@@ -82,7 +82,7 @@ def test_sigterm_saves_and_two_then_one_process_continue(
 
 
 def test_a_process_whose_data_hangs_is_named(tmp_path: pathlib.Path):
-  changes = TOY | {"hang": 1, "watchdog": {"stall_seconds": 4.0, "beat_seconds": 0.5}}
+  changes = TOY | {"hang": 1, "watchdog": {"stall_seconds": 15.0, "lost_seconds": 60.0}}
   with Job(tmp_path / "run", changes, processes=2) as job:
     assert job.codes() == [RETRY] * 2, job.everything()
     for index in range(2):
