@@ -91,8 +91,8 @@ def attend_from_video(
 ) -> Array:
   """Cross-attention of video tokens [B, F, N, K, d] to keys [B, T, K, d] that all devices have.
 
-  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of a
-  frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
+  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of
+  a frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
   """
 
   def local(query: Array, key: Array, value: Array) -> Array:

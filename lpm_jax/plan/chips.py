@@ -16,7 +16,7 @@ class Chip:
       (maxtext's custom_model.md: peak / arithmetic intensity of one axis).
     kernel_share: of the peak that attention kernels reach at 128 channels a head. An assumption:
       v5p as for Wan2.1's training step; on v6e and tpu7x products of 256 x 256 are half empty.
-    chunk_share: the same of the kernel of streams (models/chunk_attention.py). On v6e and tpu7x nine
+    chunk_share: the same of the kernel of streams (chunk_attention.py). On v6e and tpu7x nine
       tenths, for waiting that no schedule shows, of the 0.51 of its scheduled bundles
       (`python -m benchmarks.chunk_kernel`); a kernel without running maximum carries whole runs of
       Wan2.2 at 720p to 0.54 on tpu7x (maxdiffusion PR 452). v5p: as `kernel_share`.
