@@ -16,6 +16,10 @@ class Chip:
       (maxtext's custom_model.md: peak / arithmetic intensity of one axis).
     kernel_share: of the peak that attention kernels reach at 128 channels a head. An assumption:
       v5p as for Wan2.1's training step; on v6e and tpu7x products of 256 x 256 are half empty.
+    chunk_share: the same of the kernel of streams (chunk_attention.py). On v6e and tpu7x nine
+      tenths, for waiting that no schedule shows, of the 0.51 of its scheduled bundles
+      (`python -m benchmarks.chunk_kernel`); a kernel without running maximum carries whole runs of
+      Wan2.2 at 720p to 0.54 on tpu7x (maxdiffusion PR 452). v5p: as `kernel_share`.
     slices: shapes that hold a group of devices, by their number; a stage is compiled for one.
   """
 
@@ -24,11 +28,12 @@ class Chip:
   ring: float
   kernel_share: float
   slices: tuple[tuple[int, str], ...]
+  chunk_share: float = 0.46
 
 
 CLOCK = 1.75e9  # Hz of the compiler's estimated cycles
 CHIPS = {
-  "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6, ((4, "2x2x1"), (8, "2x2x2"))),
+  "v5p": Chip(459e12, 95.73 * 2**30, 180e9, 0.6, ((4, "2x2x1"), (8, "2x2x2")), 0.6),
   "v6e": Chip(918e12, 31.24 * 2**30, 180e9, 0.4, ((4, "2x2"), (8, "2x4"))),
   "tpu7x": Chip(1153.5e12, 94.74 * 2**30, 180e9, 0.5, ((8, "2x2x1"),)),
 }

@@ -70,7 +70,7 @@ def stage_time(plan: StagePlan, chip: Chip, memory: float) -> StageTime:
   """
   ring = Links(memory=memory, axis=chip.ring, dcn=1.0, host=1.0, closes=0)
   calls = _kernel_calls(plan.schedule, plan.schedule.entry)
-  each = plan.kernel_flops / (chip.flops * chip.kernel_share) / max(calls, 1)
+  each = plan.kernel_flops / (chip.flops * chip.chunk_share) / max(calls, 1)
 
   def group(places: tuple[tuple[int, ...], ...]) -> tuple[Group, str]:
     size = max(map(len, places), default=plan.devices)

@@ -39,8 +39,8 @@ class StagePlan:
     kernel_flops: of attention kernels, padding included.
     schedule: the program; None where the compiler does not give its text: then traffic and
       costliest are empty too.
-    traffic: collectives.
-    costliest: operations with the most cycles.
+    traffic: collectives; of a transformer, in a chunk of one evaluation.
+    costliest: operations with the most cycles, likewise.
   """
 
   stage: str
@@ -131,18 +131,7 @@ def _repeated(plan: StagePlan, turns: int, count: int) -> StagePlan:
     )
     computations = schedule.computations | {schedule.entry: entry}
     schedule = dataclasses.replace(schedule, computations=computations)
-  traffic = [
-    dataclasses.replace(moved, count=count * moved.count, bytes=count * moved.bytes)
-    for moved in plan.traffic
-  ]
-  costliest = [(name, count * cycles) for name, cycles in plan.costliest]
-  return dataclasses.replace(
-    plan,
-    kernel_flops=count * plan.kernel_flops,
-    schedule=schedule,
-    traffic=tuple(traffic),
-    costliest=tuple(costliest),
-  )
+  return dataclasses.replace(plan, kernel_flops=count * plan.kernel_flops, schedule=schedule)
 
 
 def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int]:

@@ -8,7 +8,7 @@ import pytest
 from lpm_jax.plan import chips, predict, schedule
 from lpm_jax.plan.stages import STAGES, StagePlan
 
-CHIP = chips.Chip(flops=1e12, hbm=100.0, ring=1e9, kernel_share=0.5, slices=())
+CHIP = chips.Chip(flops=1e12, hbm=100.0, ring=1e9, kernel_share=0.1, slices=(), chunk_share=0.5)
 MEMORY = 1e12
 WORK = round(0.01 * chips.CLOCK)  # cycles: 10 ms
 

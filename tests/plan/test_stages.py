@@ -21,7 +21,7 @@ for of, time in zip(found, times, strict=True):
   kinds = {moved.kind for moved in of.traffic}
   assert {"all-gather", "reduce-scatter"} <= kinds, kinds
   assert time.compute > 0 and time.exposed > 0
-  assert abs(time.kernels - 1e3 * of.kernel_flops / chip.flops / chip.kernel_share) < 1e-6
+  assert abs(time.kernels - 1e3 * of.kernel_flops / chip.flops / chip.chunk_share) < 1e-6
 assert found[0].kernel_flops == found[1].kernel_flops, "two evaluations each"
 config.references = 100_000
 try:
