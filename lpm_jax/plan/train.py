@@ -170,7 +170,7 @@ def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
 
 def _machine(step: AbstractStep, work: flops.Work, assumed: Assumptions, devices: int):
   peak = assumed.chip.flops * assumed.chip.kernel_share
-  times = {call.results: call.flops / peak for call in work.kernels}
+  times = {(call.operands, call.results): call.flops / peak for call in work.kernels}
   flat = list(step.mesh.devices.flat)
 
   def group(places: tuple[tuple[int, ...], ...]) -> tuple[links.Group, str]:
@@ -179,8 +179,10 @@ def _machine(step: AbstractStep, work: flops.Work, assumed: Assumptions, devices
     return max(reached, key=lambda g: g.slices), links.axis_of(step.mesh, places)
 
   def kernel_seconds(op: schedule.Operation) -> float:
-    results = tuple(array.dims for array in op.arrays)
-    return times.get(results, 0.0)
+    key = op.read, tuple(array.dims for array in op.arrays)
+    if key not in times:
+      raise ValueError(f"kernel {op.name}: no kernel of the traced step has its shapes: {key}")
+    return times[key]
 
   return timeline.Machine(assumed.clock, assumed.links, kernel_seconds, group)
 
