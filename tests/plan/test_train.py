@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lpm_jax.parallel import options
-from lpm_jax.plan import assumptions, compiled, printing
+from lpm_jax.plan import assumptions, compiled, flops, printing, schedule, train
 from tests.fixtures import plan_17b
 
 libtpu = pytest.mark.skipif(
@@ -51,6 +51,21 @@ def test_assumed_numbers_are_replaced_one_by_one():
   assert found.chip.flops == plain.chip.flops and found.links.axis == plain.links.axis
   assert found.kernel_source != plain.kernel_source
   assert assumptions.assumptions("tpu7x:2x2x1").peak() == 2307e12
+
+
+def test_a_kernel_takes_its_operations_at_a_share_of_the_peak_or_is_an_error():
+  shapes = ((2, 8), (4, 8)), ((2, 8),)
+  work = flops.Work(0, (flops.KernelCall("attention", *shapes, flops=10**9, calls=1),))
+  clock = train.kernel_clock(work, assumptions.assumptions("v5p:2x2x2", "kernel_share=0.5"))
+
+  def call(*read: tuple[int, int]) -> schedule.Operation:
+    plain = dict(operands=(), moved=0, cycles=0, source="", part="", groups=(), body="", trips=1)
+    arrays = (schedule.Array((2, 8), 32, "HBM"),)
+    return schedule.Operation("k.1", "custom-call", arrays=arrays, kernel=True, read=read, **plain)
+
+  assert clock(call((2, 8), (4, 8))) == pytest.approx(1e9 / 459e12 / 0.5)
+  with pytest.raises(ValueError, match="kernel k.1: no kernel of the traced step"):
+    clock(call((2, 8), (5, 8)))
 
 
 @pytest.mark.parametrize("wrong", ["kernel_shar=0.5", "dcn", "dcn=fast"])
