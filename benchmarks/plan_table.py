@@ -1,6 +1,6 @@
 """The table of planned train steps: compiles what is missing, prints Markdown.
 
-  JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans [--cases=480p:v5p-256,...]
+  JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans [--cases=480p:v5p_512,...]
 
 A case is a config and a preset of it; each leaves WORKDIR/CASE/plan.json and plan.html, which are
 read again unless they are removed. Minutes a case. Nothing in the table is measured.
@@ -14,7 +14,7 @@ import sys
 
 from lpm_jax.plan import train
 
-PRESETS = ("v5p-256", "v5p-512", "v6e-256", "tpu7x-64", "v5p-2x128")
+PRESETS = ("v5p_512", "v5p_1024", "v6e_256", "tpu7x_128", "v5p_2x256")
 CASES = tuple(f"{res}:{preset}" for res in ("480p", "720p") for preset in PRESETS)
 GIB = 2**30
 

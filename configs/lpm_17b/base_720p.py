@@ -1,8 +1,8 @@
 """Base LPM at 1280x720, continued from base_480p: the same recipe, four devices or more to a clip.
 
 Expected result: none yet, nobody has trained it.
-  lpm train --config=configs/lpm_17b/base_720p.py:v5p_512 --config.init=gs://BUCKET/runs/base_480p/weights \
-    --workdir=gs://BUCKET/runs/base_720p
+  lpm train --config=configs/lpm_17b/base_720p.py:v5p_512 \
+    --config.init=gs://BUCKET/runs/base_480p/weights --workdir=gs://BUCKET/runs/base_720p
 """
 
 from ml_collections import ConfigDict

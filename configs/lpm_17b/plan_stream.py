@@ -35,5 +35,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # model of time; see lpm_jax/plan/chips.py
   c.assumed = ConfigDict()  # fields of Chip that replace the table's
-  c.flags = ("async",)  # groups of compiler options, lpm_jax/plan/flags.py
+  c.flags = ("async",)  # groups of compiler options, lpm_jax/parallel/options.py
   return c

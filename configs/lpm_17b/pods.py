@@ -1,8 +1,8 @@
 """Pods: what of a training config depends on where it runs. Presets of base_480p and base_720p.
 
-Sequences of a clip stay whole where memory allows; otherwise `context` devices share one. States lie
-apart over fsdp and context. Every preset takes 256 clips a step (512 on v5p_1024), in as many parts
-as it takes. Names are Google's accelerator types: v5p counts cores, two a chip; tpu7x too.
+Sequences of a clip stay whole where memory allows; otherwise `context` devices share one. States
+lie apart over fsdp and context. Every preset takes 256 clips a step (512 on v5p_1024), in as many
+parts as it takes. Names are Google's accelerator types: v5p counts cores, two a chip; tpu7x too.
 """
 
 from ml_collections import ConfigDict
@@ -26,10 +26,11 @@ def on_pod(c: ConfigDict, name: str, height: int) -> ConfigDict:
     raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PODS)}")
   topology, devices = PODS[name]
   chip = topology.split(":")[0]
+  slice_devices = devices // int(topology.partition("slices=")[2] or 1)
   context = CONTEXT[height][chip]
   c.topology = topology
   c.batch_size = max(256, devices // context)
   c.accumulate = c.batch_size * context // devices
   c.model.transformer.chip = chip
-  c.sharding.mesh = dict(data=-1, fsdp=min(64, devices // context), context=context)
+  c.sharding.mesh = dict(data=-1, fsdp=min(64, slice_devices // context), context=context)
   return c

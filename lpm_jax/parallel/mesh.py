@@ -37,7 +37,11 @@ def make_mesh(
   axis_types = (AxisType.Auto,) * len(sizes)
   count = len({getattr(device, "slice_index", 0) for device in devices})
   if count == 1:
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    try:
+      return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    except NotImplementedError:  # 64 of 16 x 16 chips are 16 x 4: an axis of the torus is cut
+      placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+      return Mesh(placed, MESH_AXES, axis_types=axis_types)
   outer = [int((slices or {"data": count}).get(axis, 1)) for axis in MESH_AXES]
   if math.prod(outer) != count or any(n % m for n, m in zip(sizes, outer, strict=True)):
     found = dict(zip(MESH_AXES, outer, strict=True))
@@ -45,5 +49,7 @@ def make_mesh(
       f"sharding.slices: found {found}, expected divisors of the mesh with a product of {count}"
     )
   inner = [n // m for n, m in zip(sizes, outer, strict=True)]
-  placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+  placed = mesh_utils.create_hybrid_device_mesh(
+    inner, outer, devices, allow_split_physical_axes=True
+  )
   return Mesh(placed, MESH_AXES, axis_types=axis_types)

@@ -17,16 +17,17 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-  """Calls of one Pallas kernel with results of one shape.
+  """Calls of one Pallas kernel with operands and results of the same shapes.
 
   Attributes:
     name: of the kernel.
-    results: shapes of its results.
+    operands, results: shapes, by which a call is found in the compiled program.
     flops: of one call on one device.
     calls: on each device.
   """
 
   name: str
+  operands: Shapes
   results: Shapes
   flops: int
   calls: int
@@ -69,10 +70,7 @@ def count_work(jaxpr: Any) -> Work:
   """
   counter = _Counter()
   counter.visit(jaxpr, times=1, spread=1)
-  kernels = tuple(
-    KernelCall(name, results, flops, calls)
-    for (name, results, flops), calls in sorted(counter.kernels.items())
-  )
+  kernels = tuple(KernelCall(*kernel, calls) for kernel, calls in sorted(counter.kernels.items()))
   return Work(counter.products, kernels)
 
 
@@ -88,8 +86,8 @@ class _Counter:
       if name in ("dot_general", "conv_general_dilated"):
         self.products += times * spread * product_flops(eqn)
       elif name == "pallas_call":
-        results = tuple(tuple(v.aval.shape) for v in eqn.outvars)
-        self.kernels[_kernel_name(params), results, kernel_flops(params)] += times
+        shapes = (tuple(tuple(v.aval.shape) for v in vs) for vs in (eqn.invars, eqn.outvars))
+        self.kernels[_kernel_name(params), *shapes, kernel_flops(params)] += times
       elif name == "shard_map":
         devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
         self.visit(_body(params["jaxpr"]), times, spread * devices)

@@ -47,6 +47,7 @@ class Operation:
     part: "" for all at once, "start" and "done" for asynchronous ones.
     groups: devices of each group of a collective, by their place in the mesh; () for all.
     kernel: whether it is a Pallas kernel.
+    read: of a kernel, the shapes of its operands.
     body, trips: of a loop, or a called computation with one trip.
   """
 
@@ -60,6 +61,7 @@ class Operation:
   part: str
   groups: tuple[tuple[int, ...], ...]
   kernel: bool
+  read: tuple[tuple[int, ...], ...]
   body: str
   trips: int
 
@@ -137,6 +139,7 @@ class _Reader:
       part=part,
       groups=_groups(groups_of) if kind in program.COLLECTIVES else (),
       kernel="tpu_custom_call" in rest,
+      read=_shapes(operands, arrays) if "tpu_custom_call" in rest else (),
       body=body,
       trips=trips,
     )
@@ -209,6 +212,10 @@ def _array(kind: str, dims: str, layout: str) -> Array:
   bits = _BITS.search(kind)
   place = "host" if ON_HOST in layout else "chip" if ON_CHIP.search(layout) else "HBM"
   return Array(sizes, math.prod(sizes) * (int(bits[0]) if bits else 8) // 8, place)
+
+
+def _shapes(operands: tuple[str, ...], arrays: dict) -> tuple[tuple[int, ...], ...]:
+  return tuple(array.dims for operand in operands for array in arrays.get(operand, ()))
 
 
 def _hbm(arrays: tuple[Array, ...]) -> int:

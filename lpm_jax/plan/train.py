@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -168,21 +169,35 @@ def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
   }
 
 
-def _machine(step: AbstractStep, work: flops.Work, assumed: Assumptions, devices: int):
+def kernel_clock(work: flops.Work, assumed: Assumptions) -> Callable[[schedule.Operation], float]:
+  """Seconds of a kernel's call in the compiled program: its operations at a share of the peak.
+
+  Raises ValueError for a call that no kernel of the traced step explains.
+  """
   peak = assumed.chip.flops * assumed.chip.kernel_share
-  times = {call.results: call.flops / peak for call in work.kernels}
+  times = {(call.operands, call.results): call.flops / peak for call in work.kernels}
+
+  def seconds(op: schedule.Operation) -> float:
+    key = op.read, tuple(array.dims for array in op.arrays)
+    if key not in times:
+      raise ValueError(f"kernel {op.name}: no kernel of the traced step has its shapes: {key}")
+    return times[key]
+
+  return seconds
+
+
+def _machine(
+  step: AbstractStep, work: flops.Work, assumed: Assumptions, devices: int
+) -> timeline.Machine:
   flat = list(step.mesh.devices.flat)
 
   def group(places: tuple[tuple[int, ...], ...]) -> tuple[links.Group, str]:
     places = places or (tuple(range(devices)),)
     reached = [links.group_of([flat[p] for p in g], flat, assumed.links) for g in places[:64]]
-    return max(reached, key=lambda g: g.slices), links.axis_of(step.mesh, places)
+    widest = max(reached, key=lambda g: g.slices)
+    return widest, links.axis_of(step.mesh, places)
 
-  def kernel_seconds(op: schedule.Operation) -> float:
-    results = tuple(array.dims for array in op.arrays)
-    return times.get(results, 0.0)
-
-  return timeline.Machine(assumed.clock, assumed.links, kernel_seconds, group)
+  return timeline.Machine(assumed.clock, assumed.links, kernel_clock(work, assumed), group)
 
 
 def _time(played: timeline.Timeline, work: dict, devices: int, assumed: Assumptions) -> dict:

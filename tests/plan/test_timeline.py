@@ -12,7 +12,7 @@ LINKS = Links(memory=1000.0, axis=50.0, dcn=5.0, host=10.0, closes=2)
 
 def operation(name: str, opcode: str = "fusion", **changes) -> Operation:
   plain = dict(arrays=(), operands=(), moved=0, cycles=0, source="", part="", groups=())
-  plain |= dict(kernel=False, body="", trips=1)
+  plain |= dict(kernel=False, read=(), body="", trips=1)
   return Operation(name=name, opcode=opcode, **(plain | changes))
 
 
