@@ -29,7 +29,7 @@ demo: .venv/ready
 
 # Exact versions of everything a test or the demo needs; names no download address.
 lock:
-	uv pip compile pyproject.toml --extra data --extra dev --python-version 3.11 --no-header \
+	uv pip compile pyproject.toml --universal --extra data --extra dev --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url --output-file requirements.lock
 
 clean:

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lpm_jax.models.splash import splash_attend
-
 
 def attend(
   query: Array,
@@ -25,14 +23,16 @@ def attend(
   Shapes: query [B, S, K, d], key and value [B, T, K, d]; mask bool, broadcast to [B, K, S, T],
   True where a query may look; bias fp32, likewise, added to the logits; scale of the logits, by
   default d ** -0.5. Returns [B, S, K, d]. The backward pass computes the weights anew: S x T
-  numbers a head are slower to write and read again than to make. The kernel "splash" takes masks
-  [B, 1, 1, T] only and no bias.
+  numbers a head are slower to write and read again than to make. The kernel "cudnn", on GPUs, has
+  none of them in memory.
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  if kernel == "splash":
-    if bias is not None or mask is None or mask.shape[1:3] != (1, 1):
-      raise ValueError("splash attention: expected a mask of shape [B, 1, 1, T] and no bias")
-    return splash_attend(query * scale, key, value, mask[:, 0, 0])
+  if kernel == "cudnn":
+    return jax.nn.dot_product_attention(
+      query, key, value, bias, mask, scale=scale, implementation="cudnn"
+    )
+  if kernel != "dense":
+    raise ValueError(f"attention: found kernel {kernel!r}, expected dense or cudnn")
   return _attend(query * scale, key, value, mask, bias)
 
 

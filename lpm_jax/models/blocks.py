@@ -19,10 +19,13 @@ from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
 from lpm_jax.models.chunk_attention import Source, chunk_attend, source_of
 from lpm_jax.models.context import EXCHANGES, Grids, attend_from_video, attend_grids
+from lpm_jax.models.flash import BLOCKS
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
 from lpm_jax.models.remat import PROJECTIONS
 from lpm_jax.models.spread import gather_into, scatter_from
+
+KERNELS = ("dense", "splash", "chunk", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,8 @@ class TransformerConfig:
     dtype: of the computation; parameters are fp32.
     chip: whose block sizes the kernels for TPUs take, one of flash.BLOCKS.
     exchange: how devices that share the tokens of a clip attend, one of context.EXCHANGES.
-    attention: "dense", or fused kernels on TPUs, forward only: "splash", or "chunk" for streams,
-      which reads caches where they lie and is dense without one.
+    attention: one of KERNELS: "dense"; "splash" on TPUs, for training; "chunk" on TPUs, for
+      streams, which reads caches where they lie and is dense without one; "cudnn" on GPUs.
   """
 
   width: int = 192
@@ -68,8 +71,9 @@ class TransformerConfig:
   chip: str = "v5p"
 
   def __post_init__(self):
-    if self.exchange not in EXCHANGES:
-      raise ValueError(f"exchange: found {self.exchange!r}, expected one of {EXCHANGES}")
+    for name, known in (("exchange", EXCHANGES), ("attention", KERNELS), ("chip", tuple(BLOCKS))):
+      if getattr(self, name) not in known:
+        raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {known}")
 
   @classmethod
   def lpm_17b(cls) -> "TransformerConfig":
@@ -184,7 +188,8 @@ class SelfAttention(nnx.Module):
       jnp.concatenate([*(rearrange(x[i], "b k g n d -> b (g n) k d") for x in past), own], axis=1)
       for i, own in enumerate((key, value))
     )
-    return attend(query, keys, values, mask=stream.mask).reshape(shape), kept
+    kernel = "cudnn" if self.attention == "cudnn" else "dense"
+    return attend(query, keys, values, mask=stream.mask, kernel=kernel).reshape(shape), kept
 
   def _over_caches(
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]

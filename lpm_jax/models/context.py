@@ -71,12 +71,9 @@ def attend_grids(
   """
   kernel = "dense" if kernel == "chunk" else kernel
   devices = layout.size("queries")
+  query = query * query.shape[-1] ** -0.5
   if kernel == "dense" and devices == 1:
-    tokens = query.shape[2]
-    mask = jnp.repeat(grids.visible(), tokens, axis=2)
-    mask = mask if mask.shape[1] == 1 else jnp.repeat(mask, tokens, axis=1)
-    joined = (rearrange(x, "b g n k d -> b (g n) k d") for x in (query, key, value))
-    return _like(query, attend(*joined, mask=mask[:, None]))
+    return _like(query, _whole(query, key, value, grids, kernel))
   for name, count in (("tokens", query.shape[2]), ("heads", query.shape[3])):
     if count % devices and (name == "tokens" or exchange == "ulysses"):
       raise ValueError(
@@ -89,9 +86,7 @@ def attend_grids(
     _attend_local, frames=grids.frames, mask=grids.mask, kernel=kernel, exchange=exchange
   )
   run = functools.partial(run, devices=devices, chip=chip)
-  return _shared(run, (tokens, tokens, tokens, rows), tokens)(
-    query * query.shape[-1] ** -0.5, key, value, grids.present
-  )
+  return _shared(run, (tokens, tokens, tokens, rows), tokens)(query, key, value, grids.present)
 
 
 def attend_from_video(
@@ -121,7 +116,8 @@ def attend_from_video(
     if mask is not None:
       of_tokens = jnp.broadcast_to(mask, (*query.shape[1:3], mask.shape[2]))
       of_tokens = of_tokens.reshape(1, 1, joined.shape[1], -1)
-    return _like(query, attend(joined, key, value, mask=of_tokens))
+    unfused = kernel if mask is None else "dense"  # masks by frame are small
+    return _like(query, attend(joined, key, value, mask=of_tokens, kernel=unfused))
 
   if kernel != "splash" and layout.size("queries") == 1:
     return local(query, key, value)
@@ -152,7 +148,7 @@ def _attend_local(
     query, key, value = (apart(x, split_axis=3, concat_axis=2) for x in (query, key, value))
   tokens = key.shape[2]
   if kernel == "cudnn":
-    made = _cudnn(query, key, value, Grids(frames, present, mask))
+    made = _whole(query, key, value, Grids(frames, present, mask), kernel)
   else:
     query_first = rearrange(query, "b g n k d -> b k (g n) d")
     cut = slice(0, frames), slice(frames, None)
@@ -170,14 +166,15 @@ def _attend_local(
   return made
 
 
-def _cudnn(query: Array, key: Array, value: Array, grids: Grids) -> Array:
-  """cuDNN's fused attention; references that are not there, and causal masks, as a bias."""
-  mask = jnp.repeat(grids.visible(), key.shape[2], axis=2)
-  mask = mask if mask.shape[1] == 1 else jnp.repeat(mask, query.shape[2], axis=1)
+def _whole(query: Array, key: Array, value: Array, grids: Grids, kernel: str) -> Array:
+  """Attention [B, G N, K, d] of all queries at once, by a kernel of `attend`; query is scaled."""
+  mask = None
+  if grids.mask or grids.count > grids.frames:
+    mask = jnp.repeat(grids.visible(), key.shape[2], axis=2)
+    mask = mask if mask.shape[1] == 1 else jnp.repeat(mask, query.shape[2], axis=1)
+    mask = mask[:, None]
   joined = (rearrange(x, "b g n k d -> b (g n) k d") for x in (query, key, value))
-  return jax.nn.dot_product_attention(
-    *joined, mask=mask[:, None], scale=1.0, implementation="cudnn"
-  )
+  return attend(*joined, mask=mask, scale=1.0, kernel=kernel)
 
 
 def _shared(run, inputs: tuple, outputs: PartitionSpec):

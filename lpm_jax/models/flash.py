@@ -26,12 +26,12 @@ HIDDEN = float(kernels.DEFAULT_MASK_VALUE)
 Sees = Callable[[Array, Array], Array]  # (query index, key index) -> bool, elementwise
 Blocks = tuple[int, int, int]  # rows, keys, and keys of one product within them
 
-# Largest blocks of the kernels, forward and backward, a chip. A kernel is unrolled over its block:
-# rows x keys is what compiling costs. Read off the compiler's schedule (benchmarks/
-# kernel_schedule.py): forward, narrow products spill the fewest registers; backward, each block of
-# keys leaves a partial gradient of all queries to be written and read again, so that on v5p, where a
-# clip has a chip for itself, blocks are wide and low; on v6e that costs a sixth of the kernel's
-# speed, and a clip is shared by four chips.
+# Largest blocks of the kernels, forward and backward, by chip. A kernel is unrolled over its block:
+# rows x keys is what compiling costs. Read off the compiler's schedule
+# (benchmarks/flash_kernel.py): forward, narrow products spill the fewest registers; backward, each
+# block of keys leaves a partial gradient of all queries to be written and read again, so that on
+# v5p, where a clip has a chip for itself, blocks are wide and low; on v6e that costs a sixth of the
+# kernel's speed, and a clip is shared by four chips.
 BLOCKS: dict[str, tuple[Blocks, Blocks]] = {
   "v5p": ((1024, 2048, 256), (256, 8448, 640)),
   "v6e": ((1024, 2048, 256), (512, 5120, 512)),
