@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -364,6 +365,15 @@ def export(config: ConfigDict, workdir: str | os.PathLike, setup: Setup, state: 
   model = averaged_model(setup.graphdef, state)
   if hasattr(setup.task, "finish"):
     setup.task.finish(model)
-  if jax.process_index() == 0:
-    path = pathlib.Path(workdir) / "weights" / f"{config.export}.safetensors"
+  if jax.process_index() > 0:
+    return
+  name = f"{config.export}.safetensors"
+  if "://" not in str(workdir):
+    path = pathlib.Path(workdir) / "weights" / name
     shipped.save_module(path, model, config=setup.task.config_dict())
+    return
+  with tempfile.TemporaryDirectory() as folder:  # safetensors writes to disks alone
+    shipped.save_module(pathlib.Path(folder) / name, model, config=setup.task.config_dict())
+    target = epath.Path(workdir) / "weights" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    epath.Path(folder, name).copy(target, overwrite=True)
