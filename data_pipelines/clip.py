@@ -27,6 +27,7 @@ EXPRESSIONS = (
   "contempt",
 )
 EMOTIONS = EXPRESSIONS
+TWIN = "-twin"  # ends the clip_id of one that differs from another clip in its looks alone
 LABELS_OF_KIND = (1, len(VIEWS), len(EXPRESSIONS))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipelines.clip import (
   FEATURES_PER_SECOND,
   SAMPLE_RATE,
+  TWIN,
   ClipError,
   EncodedClip,
   audio_samples,
@@ -118,6 +119,7 @@ class ExampleConfig:
     text_length: tokens of text.
     global_reference: probability that the global reference is there.
     extra_references: probability that a random subset of body views and expressions is there.
+    filled: probability that this subset takes every slot that is left.
     extension: probability that the window starts 2 to 5 latents into the clip (LPM 1.0: drop the
       first 2-5) and is given 2 to 5 clean ones.
     random_start: otherwise, probability that it starts anywhere, with one clean latent.
@@ -128,22 +130,26 @@ class ExampleConfig:
   text_length: int
   global_reference: float = 1.0
   extra_references: float = 0.0
+  filled: float = 0.0
   extension: float = 0.0
   random_start: float = 0.0
 
 
 def example_from_clip(
-  clip: EncodedClip, rng: np.random.Generator, config: ExampleConfig
+  clip: EncodedClip, rng: np.random.Generator, config: ExampleConfig, later: int = 0
 ) -> dict[str, np.ndarray]:
   """One training example of the Base model, a window of an encoded clip.
+
+  With `later` the clip's first latent is followed by those from `later` on.
 
   Returns latents [F, h, w, C] and references [R, h, w, C] in the dtype of the clip;
   reference_kind and reference_label int32 [R]; state int8 [T]; speak_audio, listen_audio [S] of
   F + 5 latents, up to 5 of them before the window so that it hears its true past, silence after the
-  clip's end; start int32 []: the window's first latent in that audio; known int32 []: clean latents
-  at its start; text_tokens int32 [L]. The features of a clip that has them are cut likewise:
-  text_features [L, D_text]; speak_features, listen_features [S50, layers + 1, width] from the
-  nearest feature on, 10 ms away at most, zeros after the clip's end.
+  clip's end; start int32 []: the window's first latent in that audio; time int32 [F]: temporal
+  index of each latent; known int32 []: clean latents at its start; text_tokens int32 [L]. The
+  features of a clip that has them are cut likewise: text_features [L, D_text]; speak_features,
+  listen_features [S50, layers + 1, width] from the nearest feature on, 10 ms away at most, zeros
+  after the clip's end.
   Raises ClipError for a clip shorter than the window.
   """
   total = len(clip.latents)
@@ -160,13 +166,18 @@ def example_from_clip(
     start, known = min(offset, total - config.frames), clean
   elif move < config.random_start:
     start = anywhere
+  if later:
+    start, known = later - 1, 1
   lead = min(start, EXTENSION[1])
   begin = audio_samples(4 * (start - lead), clip.fps)
   frames = 4 * (config.frames - 1) + 1
   samples = audio_samples(frames + 4 * EXTENSION[1], clip.fps)
   references, kind, label = _choose_references(clip, rng, config)
+  latents, time = clip.latents[start : start + config.frames], np.arange(config.frames)
+  if later:
+    latents, time[1:] = np.concatenate([clip.latents[:1], latents[1:]]), time[1:] + start
   return {
-    "latents": clip.latents[start : start + config.frames],
+    "latents": latents,
     "speak_audio": fitted_audio(clip.speak_audio[begin:], samples),
     "listen_audio": fitted_audio(clip.listen_audio[begin:], samples),
     "state": clip.state[4 * start : 4 * start + frames],
@@ -175,9 +186,32 @@ def example_from_clip(
     "reference_kind": kind,
     "reference_label": label,
     "start": np.int32(lead),
+    "time": time.astype(np.int32),
     "known": np.int32(known),
     **_features(clip, config.text_length, begin, samples),
   }
+
+
+def example_from_twins(
+  clip: EncodedClip, twin: EncodedClip, rng: np.random.Generator, config: ExampleConfig
+) -> dict[str, np.ndarray]:
+  """A window of `later` latents in which two twins differ; see `example_from_clip`.
+
+  Adds twin_latents and twin_references: the same window and the same slots of the other one. Where
+  they differ more, windows begin more often. Raises ClipError for clips that are no twins.
+  """
+  if twin.clip_id != clip.clip_id + TWIN:
+    raise ClipError(f"clip {twin.clip_id!r} in {twin.file}: found no twin of {clip.clip_id!r}")
+  apart = clip.latents.astype(np.float32) - twin.latents.astype(np.float32)
+  between = np.square(apart).sum((1, 2, 3))
+  energy = np.convolve(between[1:], np.ones(config.frames - 1), "valid")
+  chance = np.sqrt(energy) + 1e-6
+  later = 1 + int(rng.choice(len(energy), p=chance / chance.sum()))
+  seed = rng.integers(2**63)  # both take the same references
+  one, other = (
+    example_from_clip(each, np.random.default_rng(seed), config, later) for each in (clip, twin)
+  )
+  return one | {"twin_latents": other["latents"], "twin_references": other["references"]}
 
 
 def _features(clip: EncodedClip, length: int, begin: int, samples: int) -> dict[str, np.ndarray]:
@@ -204,6 +238,8 @@ def _choose_references(
   chosen = main if with_main < config.global_reference else []
   if with_extra < config.extra_references and extra:
     room = min(len(extra), config.slots - len(chosen))
+    if config.filled and rng.random() < config.filled:
+      share = 1.0 - 1e-9
     chosen = chosen + extra[: 1 + int(share * room)]
   chosen = chosen[: config.slots]
   shape = (config.slots, *clip.references.shape[1:])

@@ -28,6 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data = ConfigDict()
   c.data.path = "data/puppets_latents/train"
   c.data.validation = "data/puppets_latents/validation"  # "": no validation loss
+  c.data.twins = ""  # twins follow each other here; only for stages of twins
   c.data.latent_frames = 19  # the whole clip; the last stage takes less and starts later
   c.data.slots = 6  # references per example
 
@@ -41,6 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.shift = 2.5
   c.loss.motion = 0.5
+  c.loss.twins = 0.5  # in stages of twins
   c.loss.update(drop_text=0.1, drop_speak=0.1, drop_listen=0.1)
 
   # stages: clip kinds by weight, probabilities of references and of a start within the clip. Lips

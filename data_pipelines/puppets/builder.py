@@ -103,10 +103,10 @@ def puppet_clip(
   draw = int(rng.integers(2**31)) if split in ("train", "validation") else index
   character = puppet_character(draw, split)
   chosen = references.ALL_REFERENCES if all_references else references.draw_references(rng)
-  return _assemble(f"{split}-{seed}-{index:06d}", scene, character, chosen, rng, size)
+  return assemble(f"{split}-{seed}-{index:06d}", scene, character, chosen, rng, size)
 
 
-def _assemble(
+def assemble(
   clip_id: str,
   scene: Scene,
   character: Character,
@@ -114,6 +114,7 @@ def _assemble(
   rng: np.random.Generator,
   size: int,
 ) -> Clip:
+  """Draws a scene with its character and the chosen references, (kind, label) each."""
   frames = len(scene.pose)
   poses = [references.reference_pose(kind, label, rng) for kind, label in chosen]
   # One call draws video and references: the renderer works in chunks of frames.
@@ -153,7 +154,7 @@ def build(
 ) -> None:
   """Builds the data set under `data_dir`/puppets: `clips` says how many for each split.
 
-  All are of one `kind` of scene, or drawn by KIND_SHARES when it is "".
+  All are of one `kind` of scene, or drawn by KIND_SHARES when it is "". For "twins" see `twins.py`.
 
   Shows progress. Leaves nothing half-written: TFDS writes beside the target and renames at the end.
   Does nothing when the same data set is there already. Raises ValueError for an unknown split, a
@@ -167,8 +168,8 @@ def build(
     raise ValueError(f"clips: found no split, expected counts >= 1 of {SPLITS}")
   folder = pathlib.Path(data_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  if kind and kind not in SCENE_KINDS:
-    raise ValueError(f"kind: found {kind!r}, expected one of {SCENE_KINDS}, or none")
+  if kind and kind not in (*SCENE_KINDS, "twins"):
+    raise ValueError(f"kind: found {kind!r}, expected one of {SCENE_KINDS}, 'twins' or none")
   wanted = {"clips": dict(clips), "seed": seed, "frames": frames, "size": size}
   wanted |= {"kind": kind} if kind else {}
   with _quiet_tensorflow():

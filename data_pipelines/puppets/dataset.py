@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_pipelines.clip import Clip, ClipError
+from data_pipelines.puppets import twins
 from data_pipelines.puppets.builder import puppet_clip
 
 _STRINGS = ("clip_id", "character_id", "style", "source", "consent", "text")
@@ -69,15 +70,12 @@ class Puppets(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
     recipe = self.recipe
+    kind, options = recipe.get("kind"), {"seed": recipe["seed"], "size": recipe["size"]}
     for index in tqdm(range(count), desc=f"puppets {split}", unit="clip", mininterval=1):
-      clip = puppet_clip(
-        index,
-        split,
-        recipe.get("kind"),
-        recipe["frames"],
-        seed=recipe["seed"],
-        size=recipe["size"],
-      )
+      if kind == twins.KIND:
+        clip = twins.twin_clip(index, split, recipe["frames"], **options)
+      else:
+        clip = puppet_clip(index, split, kind, recipe["frames"], **options)
       yield index, to_features(clip)
 
 

@@ -46,6 +46,38 @@ def motion_map(clean: Array) -> Array:
   return variance / (variance.mean() + 1e-8)
 
 
+def twin_noise(latents: Array, noise: Array, t: Array) -> Array:
+  """Noise that gives twins one x_t, that of their mean: nothing but references tells them apart.
+
+  Were the noise the same, x_t would differ, and the difference of predictions would gain from
+  making more of every small thing in x_t, whose noise cancels there and nowhere else.
+
+  Shapes: latents, noise [2 B, F, H, W, C], the second half the twins of the first; t [2 B, F].
+  """
+  one, other = jnp.split(latents, 2)
+  half = 0.5 * jnp.concatenate([other - one, one - other])
+  t = _per_frame(t)
+  return noise + jnp.where(t > 0, (1.0 - t) / jnp.maximum(t, 1e-3), 0.0) * half
+
+
+def twin_loss(velocity: Array, target: Array, weight: Array, floor: float = 0.004) -> Array:
+  """How far predictions for twins fail to differ as the twins do: 0, or 1 where they do not differ.
+
+  Twins [2 B, F, H, W, C], the second half those of the first, share timestep and noisy latents, so
+  in the difference of their errors all cancels that references cannot tell (what happens, and
+  when). Mean over pairs of its square relative to the twins' own difference, which differs by 100
+  times between a wrinkle and a bun.
+
+  Args:
+    velocity, target, weight: as in `flow_loss`.
+    floor: squared difference per number that counts as none.
+  """
+  between = jnp.stack([velocity.astype(jnp.float32) - target, target])
+  one, other = jnp.split(between, 2, axis=1)
+  error, own = (jnp.square(one - other).mean(axis=(3, 4, 5)) * weight[: one.shape[1]]).sum(axis=2)
+  return (error / (own + floor * jnp.maximum(weight[: one.shape[1]].sum(axis=1), 1e-6))).mean()
+
+
 def flow_loss(velocity: Array, target: Array, weight: Array, place: Array | float = 1.0) -> Array:
   """Mean squared velocity error over the latent frames that count, averaged over clips.
 

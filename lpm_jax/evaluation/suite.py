@@ -9,9 +9,10 @@ from tqdm import tqdm
 from data_pipelines.clip import EXPRESSIONS, VIEWS, Clip
 from data_pipelines.puppets import references
 from data_pipelines.puppets.builder import puppet_character, puppet_clip
-from data_pipelines.puppets.character import HIDDEN, attributes, character_params
+from data_pipelines.puppets.character import attributes, character_params
 from data_pipelines.puppets.render import render
 from data_pipelines.puppets.scene import SCENE_KINDS
+from data_pipelines.puppets.twins import flipped
 
 # Between them these two scenes show every hidden attribute for half a second or longer.
 REVEALING = (
@@ -57,28 +58,22 @@ def identity_pair(index: int, actions: tuple[str, ...]) -> tuple[Clip, Clip]:
   )
   name = f"identity-{index}-{actions[0].replace(' ', '-')}"
   clip = dataclasses.replace(clip, clip_id=name)
-  character = puppet_character(index, "heldout")
-  flipped = dataclasses.replace(
-    character,
-    character_id=f"{character.character_id}-flipped",
-    **{name: 1 - getattr(character, name) for name in HIDDEN},
-  )
+  other = flipped(puppet_character(index, "heldout"))
   rng = np.random.default_rng([index, 0xF11])
   poses = [
     references.reference_pose(int(kind), int(label), rng)
     for kind, label in zip(clip.reference_kind, clip.reference_label, strict=True)
   ]
   truth = clip.truth["pose"]
-  pictures = render(character_params(flipped), np.concatenate([truth, *poses]))
-  other = dataclasses.replace(
+  pictures = render(character_params(other), np.concatenate([truth, *poses]))
+  return clip, dataclasses.replace(
     clip,
     clip_id=f"{name}-flipped",
-    character_id=flipped.character_id,
+    character_id=other.character_id,
     video=pictures[: len(truth)],
     references=pictures[len(truth) :],
-    truth=clip.truth | {"attributes": attributes(flipped)},
+    truth=clip.truth | {"attributes": attributes(other)},
   )
-  return clip, other
 
 
 def with_references(clip: Clip, wanted: tuple[tuple[int, int], ...]) -> Clip:

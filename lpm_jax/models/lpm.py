@@ -90,9 +90,15 @@ class LPM(nnx.Module):
       listen=jnp.broadcast_to(self.listen.null[...], conditions.listen.shape),
     )
 
-  def __call__(self, latents: Array, timestep: Array, conditions: Conditions) -> Array:
+  def __call__(
+    self,
+    latents: Array,
+    timestep: Array,
+    conditions: Conditions,
+    time: Array | None = None,
+  ) -> Array:
     """See VideoTransformer."""
-    return self.transformer(latents, timestep, conditions)
+    return self.transformer(latents, timestep, conditions, time=time)
 
 
 def _text_encoder(config: LPMConfig, rngs: nnx.Rngs) -> nnx.Module:

@@ -58,6 +58,7 @@ class VideoTransformer(nnx.Module):
     timestep: Array,
     conditions: Conditions,
     causal: ChunkCausal | TeacherForcing | None = None,
+    time: Array | None = None,
   ) -> Array:
     """Predicts velocity = noise - clean, fp32 [B, F, H, W, C].
 
@@ -68,13 +69,16 @@ class VideoTransformer(nnx.Module):
       causal: what a frame of a stream sees and hears, references see each other only; by default
         everything sees everything. With TeacherForcing latents and tracks are given twice, clean
         and noisy.
+      time: int32 [B, F], temporal index of each frame where nothing is causal; by default 0, 1, ...
 
     Raises:
       ValueError: shapes that do not fit each other.
     """
-    frames, time, audible, mask = latents.shape[1], jnp.arange(latents.shape[1]), None, None
+    frames, audible, mask = latents.shape[1], None, None
     if causal:
       time, audible, mask = causal.times(frames), causal.audible(frames), GridMask(causal, frames)
+    elif time is None:
+      time = jnp.arange(frames)
     time = jnp.broadcast_to(time, latents.shape[:2])
     grids = Grids(frames, _present(conditions, frames), mask)
     return self._run(latents, timestep, conditions, time, grids, audible=audible, keep=False)[0]

@@ -14,7 +14,14 @@ from ml_collections import ConfigDict
 from data_pipelines.clip import ClipError, EncodedClip
 from data_pipelines.features import FrozenEncoders, load_encoders
 from data_pipelines.index import Index
-from data_pipelines.loader import ExampleConfig, example_from_clip, mixture, stack
+from data_pipelines.loader import (
+  ExampleConfig,
+  endless,
+  example_from_clip,
+  example_from_twins,
+  mixture,
+  stack,
+)
 from data_pipelines.records import RecordSource
 from data_pipelines.silence import silent_clip
 from lpm_jax.diffusion import flow
@@ -26,6 +33,7 @@ from lpm_jax.weights.shipped import config_from_dict
 
 CONDITIONS = ("text", "speak", "listen")
 VALIDATION_SEED = 20
+TWINS_FROM = 0.4  # timestep; below, x_t itself tells twins apart
 
 
 class BaseTask:
@@ -33,9 +41,10 @@ class BaseTask:
 
   Args:
     config: training config with `model` (fields of LPMConfig), `data` (path, validation,
-      latent_frames, slots), `loss` (shift, motion, drop_text, drop_speak, drop_listen), `stages`,
-      `audio`, a folder of pretrained audio encoders or "", and optionally `frozen`, the frozen
-      encoders that run while training (`features.load_encoders`) where clips do not store features.
+      latent_frames, slots; twins, a folder, for stages of twins), `loss` (shift, motion, twins,
+      drop_text, drop_speak, drop_listen), `stages`, `audio`, a folder of pretrained audio encoders
+      or "", and optionally `frozen`, the frozen encoders that run while training
+      (`features.load_encoders`) where clips do not store features.
   """
 
   def __init__(self, config: ConfigDict):
@@ -75,9 +84,15 @@ class BaseTask:
   def _stage_dataset(
     self, source: RecordSource, by_kind: dict[str, np.ndarray], stage: Stage, seed: int
   ) -> grain.MapDataset:
+    cut = self._example_config(stage)
+    if stage.twins:
+      twins = RecordSource(self.config.data.twins)
+      return endless(grain.MapDataset.range(len(twins) // 2), seed).random_map(
+        lambda pair, rng: example_from_twins(twins[2 * pair], twins[2 * pair + 1], rng, cut),
+        seed=seed,
+      )
     parts = [grain.MapDataset.source(by_kind[kind]) for kind in KINDS]
     weights = [stage.mixture.get(kind, 0.0) for kind in KINDS]
-    cut = self._example_config(stage)
     return mixture(parts, weights, seed).random_map(
       lambda index, rng: self._example(source[int(index)], rng, cut), seed=seed
     )
@@ -115,6 +130,7 @@ class BaseTask:
       text_length=self.model_config.text.length,
       global_reference=stage.global_reference,
       extra_references=stage.extra_references,
+      filled=stage.filled,
       extension=stage.extension,
       random_start=stage.random_start,
     )
@@ -164,20 +180,29 @@ class BaseTask:
     """Flow-matching loss over the latent frames that are not given clean.
 
     `loss.motion` is the share of the loss that counts where the batch moves. What `draw` makes is
-    taken from the batch where it is there.
+    taken from the batch where it is there. Twins share it and their noisy latents, and `loss.twins`
+    of `flow.twin_loss` is added for them.
     """
     del step
     if "noise" not in batch:
       batch = {**batch, **self.draw(batch, key)}
+    twins = "twin_latents" in batch
+    if twins:
+      batch = _joined_twins({**batch, "t": TWINS_FROM + (1.0 - TWINS_FROM) * batch["t"]})
     latents = batch["latents"].astype(jnp.float32)  # may be stored, and sent here, in bfloat16
     unknown = jnp.arange(latents.shape[1]) >= batch["known"][:, None]
     t, noise = jnp.where(unknown, batch["t"][:, None], 0.0), batch["noise"]
+    if twins:
+      noise = flow.twin_noise(latents, noise, t)
     conditions = samples.encode_window(model, batch)
-    velocity = model(flow.add_noise(latents, noise, t), t, conditions)
-    motion = self.config.loss.motion
-    place = 1.0 - motion + motion * flow.motion_map(latents)
-    loss = flow.flow_loss(velocity, noise - latents, unknown.astype(jnp.float32), place)
-    return loss, {}
+    velocity = model(flow.add_noise(latents, noise, t), t, conditions, batch["time"])
+    settings, weight = self.config.loss, unknown.astype(jnp.float32)
+    place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
+    loss = flow.flow_loss(velocity, noise - latents, weight, place)
+    if not twins:
+      return loss, {}
+    apart = flow.twin_loss(velocity, noise - latents, weight)
+    return loss + settings.twins * apart, {"flow_loss": loss, "twin_loss": apart}
 
   def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:
     """Validation loss, with the same noise every time, and videos of the first validation clips.
@@ -208,6 +233,12 @@ class BaseTask:
       return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
 
     return jax.jit(loss_of, static_argnums=0)
+
+
+def _joined_twins(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Clips, then their twins, as one batch of twice the size."""
+  own = {name: x for name, x in batch.items() if not name.startswith("twin_")}
+  return {name: jnp.concatenate([x, batch.get(f"twin_{name}", x)]) for name, x in own.items()}
 
 
 def indices_by_kind(index: Index, where: str) -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ class Stage:
     mixture: weight of each clip kind (see `clip_kind`); kinds not named are left out.
     global_reference: probability that a clip carries its global reference.
     extra_references: probability that it also carries some of its body views and expressions.
+    filled: probability that these take every slot that is left.
+    twins: short windows of twins (`data_pipelines/puppets/twins.py`), no other clips.
     latent_frames: of the window; None is `config.data.latent_frames`.
     slots: references per example; None is `config.data.slots`.
     extension: probability that it starts 2 to 5 latents into the clip, with 2 to 5 clean latents.
@@ -32,6 +34,8 @@ class Stage:
   mixture: Mapping[str, float]
   global_reference: float = 1.0
   extra_references: float = 0.0
+  filled: float = 0.0
+  twins: bool = False
   latent_frames: int | None = None
   slots: int | None = None
   extension: float = 0.0
@@ -42,7 +46,7 @@ class Stage:
     unknown = set(self.mixture) - set(KINDS)
     if unknown:
       raise ValueError(f"stage {self.name!r}: mixture: found {sorted(unknown)}, expected {KINDS}")
-    for field in ("global_reference", "extra_references", "extension", "random_start"):
+    for field in ("global_reference", "extra_references", "filled", "extension", "random_start"):
       if not 0.0 <= getattr(self, field) <= 1.0:
         raise ValueError(
           f"stage {self.name!r}: {field}: found {getattr(self, field)}, expected a probability"

@@ -1,13 +1,15 @@
 """Loader: the same global batches on any process count, exact resume, windows, references."""
 
+import dataclasses
+
 import grain
 import ml_dtypes
 import numpy as np
 import pytest
 
 from data_pipelines import loader
-from data_pipelines.clip import ClipError, EncodedClip, audio_samples
-from data_pipelines.loader import ExampleConfig, example_from_clip
+from data_pipelines.clip import TWIN, ClipError, EncodedClip, audio_samples
+from data_pipelines.loader import ExampleConfig, example_from_clip, example_from_twins
 
 
 def noisy_range(size: int, seed: int = 7) -> grain.MapDataset:
@@ -211,3 +213,28 @@ def test_a_window_from_anywhere_hears_five_latents_of_its_past():
     assert not example["speak_audio"][len(heard) :].any()
     starts.add(start)
   assert starts == set(range(8))
+
+
+def test_a_window_of_twins_is_the_picture_and_a_moment_in_which_they_differ():
+  clip, starts = make_clip(12), set()
+  differing = clip.latents.copy()
+  differing[7:9] += 100.0
+  twin = dataclasses.replace(
+    clip, clip_id="c" + TWIN, latents=differing, references=clip.references + 100.0
+  )
+  cut = ExampleConfig(4, 4, 6, extra_references=1.0, filled=1.0)
+  for seed in range(40):
+    example = example_from_twins(clip, twin, np.random.default_rng(seed), cut)
+    one, other = (example[name][:, 0, 0, 0] for name in ("latents", "twin_latents"))
+    assert one[0] == other[0] == 0 and example["time"][0] == 0 and example["known"] == 1
+    np.testing.assert_array_equal(example["time"], one)
+    assert (one != other).any()
+    lead = int(example["start"])
+    heard = clip.speak_audio[audio_samples(4 * (int(one[1]) - 1 - lead)) :][: audio_samples(33)]
+    np.testing.assert_array_equal(example["speak_audio"][: len(heard)], heard)
+    np.testing.assert_array_equal(example["references"] + 100.0, example["twin_references"])
+    assert (example["reference_kind"] >= 0).all()
+    starts.add(int(one[1]))
+  assert starts == {5, 6, 7, 8}
+  with pytest.raises(ClipError, match="found no twin of 'c'"):
+    example_from_twins(clip, clip, np.random.default_rng(0), cut)

@@ -93,3 +93,37 @@ def test_loss_counts_places_by_how_much_the_batch_moves():
   at_lips = jnp.zeros_like(moving).at[:, :, 1, 2].set(1.0)
   assert float(flow.flow_loss(at_lips, 0 * at_lips, weight, place)) == pytest.approx(1.0, rel=1e-5)
   assert float(flow.flow_loss(at_lips, 0 * at_lips, weight)) == pytest.approx(1 / 6, rel=1e-5)
+
+
+def test_twin_loss_is_one_when_references_are_ignored_whatever_both_get_wrong():
+  keys = jax.random.split(jax.random.key(0), 3)
+  common, apart, wrong = (jax.random.normal(key, (2, 3, 2, 2, 4)) for key in keys)
+  target = jnp.concatenate([common + apart, common - apart])
+  weight = jnp.ones((4, 3)).at[:, 0].set(0.0)
+
+  def loss(velocity: jax.Array) -> float:
+    return float(flow.twin_loss(velocity, target, weight, floor=0.0))
+
+  both = jnp.concatenate([common + wrong] * 2)
+  assert loss(both) == pytest.approx(1.0, rel=1e-5)
+  assert loss(target + jnp.concatenate([wrong] * 2)) == pytest.approx(0.0, abs=1e-6)
+  assert loss(0.5 * both + 0.5 * target) == pytest.approx(0.25, rel=1e-5)
+  small = jnp.concatenate([common + 1e-3 * apart, common - 1e-3 * apart])
+  at_floor = flow.twin_loss(small.at[:2].add(0.1), small, weight, floor=0.01)
+  assert float(at_floor) == pytest.approx(1.0, rel=1e-2)
+
+
+def test_twins_have_one_noisy_latent_and_the_velocities_that_lead_to_each():
+  keys = jax.random.split(jax.random.key(0), 2)
+  latents = jax.random.normal(keys[0], (2, 3, 2, 2, 4))
+  noise = jnp.concatenate([jax.random.normal(keys[1], (1, 3, 2, 2, 4))] * 2)
+  t = jnp.array([[0.0, 0.6, 1.0]] * 2)
+  latents = latents.at[1, 0].set(latents[0, 0])  # the picture, given clean
+  own = flow.twin_noise(latents, noise, t)
+  noisy = flow.add_noise(latents, own, t)
+  np.testing.assert_allclose(noisy[0], noisy[1], atol=1e-5)
+  np.testing.assert_allclose(
+    noisy[0, 1], 0.4 * latents[:, 1].mean(0) + 0.6 * noise[0, 1], atol=1e-5
+  )
+  back = flow.velocity_to_clean(noisy, own - latents, t)
+  np.testing.assert_allclose(back, latents, atol=1e-5)

@@ -151,6 +151,19 @@ def test_timesteps_act_per_latent_frame():
   np.testing.assert_array_equal(changed, [False, False, False, True, False])
 
 
+def test_the_time_of_frames_is_relative_and_counts_from_zero_by_default():
+  model = make_model()
+  latents, timestep, conditions = make_inputs()
+  conditions = conditions.without_references()
+  out = run(model, latents, timestep, conditions)
+  time = jnp.broadcast_to(jnp.arange(FRAMES), (BATCH, FRAMES))
+  np.testing.assert_allclose(run(model, latents, timestep, conditions, None, time), out, atol=1e-5)
+  moved = run(model, latents, timestep, conditions, None, time + 7)
+  np.testing.assert_allclose(moved, out, rtol=1e-3, atol=1e-4)
+  apart = run(model, latents, timestep, conditions, None, time.at[:, 1:].add(7))
+  assert np.abs(apart - out).max() > 1e-2
+
+
 def test_remat_changes_no_gradient():
   latents, timestep, conditions = make_inputs()
 

@@ -1,5 +1,6 @@
 """Base training on synthetic encoded clips: it runs through all stages and skips what is given."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.puppets import base as puppets
-from data_pipelines.clip import ClipError, EncodedClip, audio_samples
+from data_pipelines.clip import TWIN, ClipError, EncodedClip, audio_samples
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax import media
@@ -139,6 +140,30 @@ def test_clips_in_half_and_in_float32_are_not_mixed(config: ConfigDict, tmp_path
     BaseTask(changed).stages(0)
 
 
+def test_twins_are_trained_in_pairs_with_the_same_draws(config: ConfigDict, tmp_path: pathlib.Path):
+  clips = []
+  for clip in (encoded_clip(2), encoded_clip(6)):
+    other = clip.latents + np.float32(1.0)
+    other[0] = clip.latents[0]
+    twin = dataclasses.replace(clip, clip_id=clip.clip_id + TWIN, latents=other)
+    clips += [clip, twin]
+  write_records(tmp_path / "0.array_record", clips)
+  changed = ConfigDict(config.to_dict())
+  changed.data.twins = str(tmp_path)
+  changed.stages = (dict(name="t", steps=1, mixture={}, twins=True, extra_references=1.0),)
+  task = BaseTask(changed)
+  ((_, dataset),) = task.stages(0)
+  batch = stack([dataset[i] for i in range(4)])
+  apart = (batch["twin_latents"] - batch["latents"])[:, :, 0, 0, 0]
+  np.testing.assert_allclose(apart, [[0, 1, 1]] * 4, atol=1e-6)
+  graphdef, state = nnx.split(task.build(nnx.Rngs(0)))
+  run = jax.jit(lambda s, b: task.loss(nnx.merge(graphdef, s), b, jax.random.key(0), 0))
+  loss, parts = run(state, batch)
+  # A new model predicts 0, whatever it is given.
+  assert float(parts["twin_loss"]) == pytest.approx(1.0, abs=0.01)
+  assert float(loss) == pytest.approx(float(parts["flow_loss"] + 0.5 * parts["twin_loss"]))
+
+
 def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: ConfigDict):
   task = BaseTask(config)
   example = task.dataset(0, stage=0)[0]
@@ -154,7 +179,9 @@ def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: Conf
       tokens = jnp.broadcast_to(jnp.arange(frames)[:, None, None], (2, frames, 1, 1))
       return Conditions(None, tokens, tokens, *[batch["references"]] * 3)
 
-    def __call__(self, latents: jax.Array, timestep: jax.Array, heard: Conditions) -> jax.Array:
+    def __call__(
+      self, latents: jax.Array, timestep: jax.Array, heard: Conditions, time: jax.Array
+    ) -> jax.Array:
       seen.update(latents=latents, timestep=timestep, speak=heard.speak, listen=heard.listen)
       return jnp.where((timestep == 0)[:, :, None, None, None], 1e6, 0.0) + 0 * latents
 

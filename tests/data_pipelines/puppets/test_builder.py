@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from data_pipelines.clip import ClipError
+from data_pipelines.clip import TWIN, ClipError
 from data_pipelines.puppets import references
 from data_pipelines.puppets.builder import build, puppet_character, puppet_clip, puppet_source
-from data_pipelines.puppets.character import HELD_OUT_STYLE, STYLES
+from data_pipelines.puppets.character import HELD_OUT_STYLE, HIDDEN, STYLES, visible_attributes
 
 TINY = {"frames": 9, "size": 16}
 ARRAYS = ("video", "speak_audio", "listen_audio", "state", "references", "reference_kind")
@@ -88,6 +88,24 @@ def test_a_set_of_one_kind_of_scene(tmp_path):
   for index, clip in enumerate(puppet_source(tmp_path, "train")):
     assert same(clip, puppet_clip(index, "train", "idle", seed=1, **TINY))
     assert not clip.state.any()
+
+
+def test_twins_share_the_scene_and_differ_in_what_it_reveals(tmp_path):
+  build(tmp_path, {"train": 2}, kind="twins", frames=73, size=16)
+  one, other = puppet_source(tmp_path, "train")
+  assert other.clip_id == one.clip_id + TWIN
+  for name in ("text", "speak_audio", "reference_kind", "reference_label"):
+    np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+  np.testing.assert_array_equal(one.truth["pose"], other.truth["pose"])
+  np.testing.assert_array_equal(one.video[0], other.video[0])
+  differ = (one.video != other.video).any((1, 2, 3))
+  shown = np.any(list(visible_attributes(one.truth["pose"]).values()), axis=0)
+  assert shown.sum() >= 4 and differ[shown].mean() > 0.9
+  assert (one.references != other.references).any((1, 2, 3)).sum() >= 4
+  for name in HIDDEN:
+    assert one.truth["attributes"][name] == 1 - other.truth["attributes"][name]
+  pool = {puppet_character(i, "train").character_id for i in range(800)}
+  assert one.character_id not in pool
 
 
 def test_a_failing_build_leaves_nothing(tmp_path, monkeypatch):
