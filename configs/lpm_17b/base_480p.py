@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.validation = "data/lpm_latents/validation"
   c.data.height, c.data.width = 480, 832  # pixels; the data decides, `lpm plan` reads this
   c.data.latent_frames = 32  # 125 video frames, 5.2 s of the published 3-8 s
-  c.data.slots = 8  # of 1 global, up to 4 body views, up to 8 expressions
+  c.data.slots = 6  # of 1 global, up to 4 body views, up to 8 expressions: what v5p has room for
 
   # model: Wan2.1-14B, with audio K, V and O of 5120 x 5120 in all 40 blocks
   c.model = ConfigDict()
@@ -88,7 +88,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.sharding = ConfigDict()
   c.sharding.mesh = ConfigDict()  # of the preset
   apart = ("tensor", "context")
-  c.sharding.rules = dict(embed="fsdp", mlp=apart, heads=apart, audio=apart)
+  c.sharding.rules = dict(embed="fsdp", mlp=apart, heads=apart, audio="fsdp")
 
   # checkpoint
   c.checkpoint = ConfigDict()
