@@ -236,7 +236,7 @@ class TextAudioAttention(nnx.Module):
     self.audio_key_norm = RMSNorm(config.width)
     self.audio_out = dense(axes=("heads", "embed"), bias=False)
 
-  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool) -> Array:
+  def __call__(self, x_bfnd: Array, audio: Array, stream: Stream, cached: bool = False) -> Array:
     """x [B, F, N, D] or folded, audio [B, past + F, A, D_audio] -> the shape of x.
 
     `cached` says that the call looks at caches.

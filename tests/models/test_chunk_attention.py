@@ -1,13 +1,17 @@
 """The chunk kernel, interpreted, against dense attention over joined caches."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lpm_jax.models import chunk_attention
+from lpm_jax.models import blocks, chunk_attention
 from lpm_jax.models.attention import attend
 from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
+from tests.models.test_transformer import BATCH, TINY, make_inputs, make_model
 
 BLOCKS, GRIDS, TOKENS = 3, (2, 4, 1), 16
 
@@ -58,3 +62,27 @@ def test_grids_of_other_than_whole_sublanes_are_refused():
   source = Source(made, made, jnp.ones((1, 1)), jnp.zeros(2, jnp.int32))
   with pytest.raises(ValueError, match="12 tokens a grid"):
     chunk_attend(jnp.zeros((1, 1, 8, 8)), [source], jnp.ones((1, 1), bool), interpret=True)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2])  # one sequence, padded; frames apart
+def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps, monkeypatch):
+  interpreted = functools.partial(chunk_attend, interpret=True)
+  monkeypatch.setattr(blocks, "chunk_attend", interpreted)
+  _, _, conditions = make_inputs(frames=5)  # 2 of the past, picture and chunk
+  conditions = conditions.replace(text=jax.random.normal(jax.random.key(3), (BATCH, 8, 5)))
+  latents = jax.random.normal(jax.random.key(4), (BATCH, 3, 8, 8, 2))  # 16 tokens a frame
+  given = conditions.without_references().replace(references=latents[:, :0])
+  tracks = {name: getattr(given, name)[:, 1:] for name in ("speak", "listen")}
+  first = {name: track[:, :1] for name, track in tracks.items()}
+  made = []
+  for attention in ("dense", "chunk"):
+    model = make_model(dataclasses.replace(TINY, attention=attention))
+    cache = model.remember(latents[:, :1], given.replace(**first))
+    timestep = jnp.full((BATCH, timesteps), 0.6)
+    made.append(
+      model.extend(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1))
+    )
+  (dense, kept), (fused, kept_fused) = made
+  np.testing.assert_allclose(fused, dense, atol=2e-5)
+  for one, other in zip(jax.tree.leaves(kept_fused), jax.tree.leaves(kept), strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-5)
