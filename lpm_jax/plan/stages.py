@@ -19,7 +19,7 @@ from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel import options
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
-from lpm_jax.plan import program
+from lpm_jax.plan import dump, program
 from lpm_jax.plan.schedule import Schedule, read_schedule
 from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
@@ -93,8 +93,8 @@ def _plan(
   memory = compiled.memory_analysis()
   try:
     text = compiled.as_text()
-  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: programs whose collectives run on SparseCores
-    text = ""
+  except jax.errors.JaxRuntimeError:
+    text = dump.latest()
   found = program.instructions(text) if text else []
   return StagePlan(
     stage=stage,
