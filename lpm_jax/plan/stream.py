@@ -106,7 +106,7 @@ def _print(report: dict):
   for of in report["stages"]:
     time = of["milliseconds"]
     hbm = (of["arguments"] + of["temporaries"]) / GIB
-    parts = f"{'program not readable':>45}"
+    parts = f"{'no estimate of cycles':>45}"
     if time:
       parts = "".join(f"{part:9.0f}" for part in time.values())
     print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")
