@@ -168,7 +168,7 @@ class SelfAttention(nnx.Module):
       key,
       value,
       stream.grids,
-      kernel=self.attention,
+      kernel=_without_caches(self.attention),
       exchange=self.exchange,
       chip=self.chip,
     )
@@ -251,7 +251,7 @@ class TextAudioAttention(nnx.Module):
       seen = self._over_text(query, text_key, text_value)
     else:
       heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
-      kernel = "dense" if cached else self.attention
+      kernel = "dense" if cached else _without_caches(self.attention)
       seen = _join(attend_from_video(*heads, kernel=kernel, chip=self.chip))
     query = _heads(stream.unfolded(query), self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
@@ -342,6 +342,11 @@ class BlockPair(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.speak = Block(config, config.speak_window, rngs=rngs)
     self.listen = Block(config, config.listen_window, rngs=rngs)
+
+
+def _without_caches(attention: str) -> str:
+  """The kernel of calls that look at no cache."""
+  return "dense" if attention == "chunk" else attention
 
 
 def _dense(

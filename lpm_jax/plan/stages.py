@@ -19,7 +19,7 @@ from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel import options
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
-from lpm_jax.plan import program
+from lpm_jax.plan import dump, program
 from lpm_jax.plan.schedule import Schedule, read_schedule
 from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
@@ -37,8 +37,8 @@ class StagePlan:
     devices: over which it is spread: heads and inner widths, or columns of the picture.
     arguments, temporaries: bytes; arguments are weights and caches, which stay.
     kernel_flops: of attention kernels, padding included.
-    schedule: the program; None where the compiler does not give its text: then traffic and
-      costliest are empty too.
+    schedule: the program; None where the compiler gives no estimates of cycles, or no text: then
+      costliest, or traffic too, is empty.
     traffic: collectives; of a transformer, in a chunk of one evaluation.
     costliest: operations with the most cycles, likewise.
   """
@@ -93,9 +93,10 @@ def _plan(
   memory = compiled.memory_analysis()
   try:
     text = compiled.as_text()
-  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: programs whose collectives run on SparseCores
-    text = ""
+  except jax.errors.JaxRuntimeError:
+    text = dump.latest()
   found = program.instructions(text) if text else []
+  timed = program.cycles(found) > 0  # not on tpu7x
   return StagePlan(
     stage=stage,
     devices=len(devices),
@@ -104,9 +105,9 @@ def _plan(
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
     kernel_flops=kernel_flops,
-    schedule=_in_place(read_schedule(text)) if text else None,
+    schedule=_in_place(read_schedule(text)) if timed else None,
     traffic=tuple(program.traffic(found)),
-    costliest=tuple(program.costliest(found, 10)),
+    costliest=tuple(program.costliest(found, 10) if timed else ()),
   )
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lpm_jax import media
 from lpm_jax.evaluation import page
 from lpm_jax.parallel import options
-from lpm_jax.plan import chips, predict
+from lpm_jax.plan import chips, dump, predict
 from lpm_jax.plan.links import LINKS
 from lpm_jax.plan.stages import DoesNotFit, StagePlan, plan_decoder, plan_transformers
 
@@ -34,6 +34,8 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   """
   folder = pathlib.Path(workdir)
   media.check_writable(folder / "plan.json")
+  if config.topology.startswith("tpu7x"):
+    dump.begin()
   chip, devices = chips.chip_of(config.topology), len(chips.devices_of(config.topology))
   chip = dataclasses.replace(chip, **config.assumed)
   plans, refused = _compile(config, chip, devices)
@@ -104,7 +106,7 @@ def _print(report: dict):
   for of in report["stages"]:
     time = of["milliseconds"]
     hbm = (of["arguments"] + of["temporaries"]) / GIB
-    parts = f"{'program not readable':>45}"
+    parts = f"{'no estimate of cycles':>45}"
     if time:
       parts = "".join(f"{part:9.0f}" for part in time.values())
     print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")

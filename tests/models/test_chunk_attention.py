@@ -64,8 +64,8 @@ def test_grids_of_other_than_whole_sublanes_are_refused():
     chunk_attend(jnp.zeros((1, 1, 8, 8)), [source], jnp.ones((1, 1), bool), interpret=True)
 
 
-@pytest.mark.parametrize("timesteps", [1, 2])  # one sequence, padded; frames apart
-def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps, monkeypatch):
+def test_a_chunk_by_the_kernel_equals_a_dense_one(monkeypatch):
+  """In the whole model: frames of one timestep as one sequence, padded."""
   interpreted = functools.partial(chunk_attend, interpret=True)
   monkeypatch.setattr(blocks, "chunk_attend", interpreted)
   _, _, conditions = make_inputs(frames=5)  # 2 of the past, picture and chunk
@@ -77,11 +77,10 @@ def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps, monkeypatch):
   made = []
   for attention in ("dense", "chunk"):
     model = make_model(dataclasses.replace(TINY, attention=attention))
-    cache = model.remember(latents[:, :1], given.replace(**first))
-    timestep = jnp.full((BATCH, timesteps), 0.6)
-    made.append(
-      model.extend(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1))
-    )
+    cache = jax.jit(model.remember)(latents[:, :1], given.replace(**first))
+    timestep = jnp.full((BATCH, 1), 0.6)
+    extend = jax.jit(model.extend)
+    made.append(extend(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1)))
   (dense, kept), (fused, kept_fused) = made
   np.testing.assert_allclose(fused, dense, atol=2e-5)
   for one, other in zip(jax.tree.leaves(kept_fused), jax.tree.leaves(kept), strict=True):
