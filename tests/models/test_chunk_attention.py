@@ -64,8 +64,8 @@ def test_grids_of_other_than_whole_sublanes_are_refused():
     chunk_attend(jnp.zeros((1, 1, 8, 8)), [source], jnp.ones((1, 1), bool), interpret=True)
 
 
-def test_a_chunk_by_the_kernel_equals_a_dense_one(monkeypatch):
-  """In the whole model: frames of one timestep as one sequence, padded."""
+@pytest.mark.parametrize("timesteps", [1, 2])  # one sequence, padded; frames apart
+def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps, monkeypatch):
   interpreted = functools.partial(chunk_attend, interpret=True)
   monkeypatch.setattr(blocks, "chunk_attend", interpreted)
   _, _, conditions = make_inputs(frames=5)  # 2 of the past, picture and chunk
@@ -78,7 +78,7 @@ def test_a_chunk_by_the_kernel_equals_a_dense_one(monkeypatch):
   for attention in ("dense", "chunk"):
     model = make_model(dataclasses.replace(TINY, attention=attention))
     cache = jax.jit(model.remember)(latents[:, :1], given.replace(**first))
-    timestep = jnp.full((BATCH, 1), 0.6)
+    timestep = jnp.full((BATCH, timesteps), 0.6)
     extend = jax.jit(model.extend)
     made.append(extend(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1)))
   (dense, kept), (fused, kept_fused) = made
