@@ -3,6 +3,8 @@
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -10,6 +12,14 @@ import pytest
 from lpm_jax.training import distributed, hooks, loop
 from tests.training.job import losses_of
 from tests.training.toy import ToyTask, toy_config
+
+TRACED = """
+import sys
+from lpm_jax.training import loop
+from tests.training.toy import toy_config
+
+loop.train(toy_config(profile=dict(start=2, steps=2, every=0), steps=6), sys.argv[1])
+"""
 
 
 def test_values_come_from_the_config_before_the_environment(monkeypatch: pytest.MonkeyPatch):
@@ -89,8 +99,8 @@ def test_profile_windows_open_and_close_as_configured(
   assert not hooks.ProfileWindow(tmp_path, None).changes(10)
 
 
-@pytest.mark.skip(reason="the profiler crashed the process once, beside reading threads")
 def test_a_window_writes_a_trace(tmp_path: pathlib.Path):
-  config = toy_config(profile=dict(start=2, steps=2, every=0), steps=6)
-  loop.train(config, str(tmp_path))
+  """In a process of its own, as runs are: the profiler watches every thread of its process."""
+  done = subprocess.run([sys.executable, "-c", TRACED, tmp_path], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
