@@ -108,7 +108,7 @@ def attend_from_video(
     joined = rearrange(query, "b f n k d -> b (f n) k d")
     if kernel == "splash":
       query_first, *others = (jnp.swapaxes(x, 1, 2) for x in (joined, key, value))
-      how = How(kernel, chip, (None,))
+      how = How(kernel, chip, (None,), residuals=False)  # few keys: cheaper anew than kept
       scaled = query_first * query.shape[-1] ** -0.5
       made = attend_parts(how, scaled, *((x,) for x in others), (None,))
       return _like(query, jnp.swapaxes(made, 1, 2))

@@ -1,7 +1,7 @@
 """Attention to parts of the keys, one after the other, that never holds all S x T numbers.
 
 Parts are merged by their log-sum-exp; the backward pass needs the merged output and log-sum-exp
-only, which carry the name `RESIDUALS` for remat policies. With a ring, the keys of each device of a
+only, which may carry the name `RESIDUALS` for remat policies. With a ring, the keys of each device of a
 mesh axis visit every other one (Ring Attention, arXiv 2310.01889).
 
 Kernels: JAX's splash attention on TPUs, forward and fused backward, interpreted where there is no
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -49,6 +50,7 @@ class How:
     sees: of each part, which query sees which key of it (a hashable function); None: all.
     ring: mesh axis around which the keys travel; None: they stay.
     turns: devices of the ring.
+    residuals: whether output and log-sum-exp carry the name `RESIDUALS`.
   """
 
   kernel: str
@@ -56,6 +58,7 @@ class How:
   sees: tuple[Sees | None, ...]
   ring: str | None = None
   turns: int = 1
+  residuals: bool = True
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -86,8 +89,9 @@ def _forward(how: How, query: Array, keys: tuple, values: tuple, seen: tuple):
       lse = total
     if turn + 1 < how.turns:
       travelling = _passed_on(how, travelling)
-  out = checkpoint_name(out.astype(query.dtype), RESIDUALS)
-  lse = checkpoint_name(lse, RESIDUALS)
+  out = out.astype(query.dtype)
+  if how.residuals:
+    out, lse = (checkpoint_name(x, RESIDUALS) for x in (out, lse))
   return out, (query, keys, values, seen, out, lse)
 
 
@@ -173,13 +177,29 @@ class Splash:
     return out[:, :, :length], lse[:, :, :length]
 
   def backward(self, query, key, value, seen, sees, lse, of_out, inner):
-    """See Dense."""
+    """See Dense. One block of keys after the other, unless a mask needs their places."""
     rows, columns = query.shape[2], key.shape[2]
-    query, (key, value), segments = self._in_lanes(query, (key, value), seen)
+    query, of_keys, segments = self._in_lanes(query, (key, value), seen)
     of_out, lse, inner = (_padded(x, query.shape[2]) for x in (of_out, lse, inner))
-    run = _on_backend(_splash_backward, self._backward_blocks, sees, segments)
-    of_query, of_key, of_value = run(query, key, value, lse, of_out, inner)
-    return of_query[:, :, :rows], of_key[:, :, :columns], of_value[:, :, :columns]
+
+    def run(key: Array, value: Array, segments: Array | None) -> tuple[Array, Array, Array]:
+      kernel = _on_backend(_splash_backward, self._backward_blocks, sees, segments)
+      return kernel(query, key, value, lse, of_out, inner)
+
+    block = _fitted(query[0], of_keys[0][0], self._backward_blocks)[1]
+    if sees is not None or block == of_keys[0].shape[2]:
+      of_query, *of_keys = run(*of_keys, segments)
+    else:
+      blocks = [_cut(x, block, axis=2) for x in of_keys]
+      blocks += [segments if segments is None else _cut(segments, block, axis=1)]
+
+      def add(total: Array, block: tuple) -> tuple[Array, tuple[Array, Array]]:
+        of_query, *of_block = run(*block)
+        return total + of_query, tuple(of_block)
+
+      of_query, of_keys = jax.lax.scan(add, jnp.zeros(query.shape, jnp.float32), tuple(blocks))
+      of_keys = [rearrange(x, "n b k t d -> b k (n t) d") for x in of_keys]
+    return of_query[:, :, :rows], *(x[:, :, :columns] for x in of_keys)
 
   def _in_lanes(
     self, query: Array, of_keys: tuple[Array, Array], seen: Array | None
@@ -318,6 +338,11 @@ def _fitted(query: Array, key: Array, largest: Blocks) -> Blocks:
   row_lanes = query.shape[1] // LANES
   rows = max(n for n in range(1, rows + 1) if row_lanes % n == 0)
   return LANES * rows, LANES * fitting[-1], LANES * product
+
+
+def _cut(x: Array, length: int, axis: int) -> Array:
+  """Pieces along an axis, first."""
+  return jnp.stack(jnp.split(x, x.shape[axis] // length, axis))
 
 
 def _padded(x: Array, length: int) -> Array:
