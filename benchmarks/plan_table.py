@@ -3,7 +3,8 @@
   JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans [--cases=480p:v5p_512,...]
 
 A case is a config and a preset of it; each leaves WORKDIR/CASE/plan.json and plan.html, which are
-read again unless they are removed. Minutes a case. Nothing in the table is measured.
+read again unless they are removed. Half a minute a case; with `--codegen` some ten, for the
+compiler's estimates of cycles. Nothing in the table is measured.
 """
 
 import argparse
@@ -19,7 +20,7 @@ CASES = tuple(f"{res}:{preset}" for res in ("480p", "720p") for preset in PRESET
 GIB = 2**30
 
 
-def found(case: str, workdir: pathlib.Path) -> dict:
+def found(case: str, workdir: pathlib.Path, codegen: bool) -> dict:
   """The plan of a case, made or read."""
   folder = workdir / case.replace(":", "_")
   path = folder / "plan.json"
@@ -27,6 +28,7 @@ def found(case: str, workdir: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
   resolution, _, preset = case.partition(":")
   config = importlib.import_module(f"configs.lpm_17b.base_{resolution}").get_config(preset)
+  config.codegen = codegen
   folder.mkdir(parents=True, exist_ok=True)
   return train.plan(config, folder)
 
@@ -52,8 +54,9 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--cases", default=",".join(CASES))
-  options = parser.parse_args()
-  rows = [(case, found(case, options.workdir)) for case in options.cases.split(",")]
+  parser.add_argument("--codegen", action="store_true")
+  given = parser.parse_args()
+  rows = [(case, found(case, given.workdir, given.codegen)) for case in given.cases.split(",")]
   head = "| | topology | mesh | clips | GiB a device | spare | step, s (compute + exposed + memory)"
   print(f"\n{head} | MFU | as the neighbour | binds |", f"|{'---|' * 10}", sep="\n")
   for case, plan in rows:

@@ -1,4 +1,4 @@
-"""Tests run on CPUs: libtpu is here for plans alone, and its profiler ends a process without TPUs."""
+"""Tests run on CPUs: libtpu is here for plans alone; its profiler ends a process without TPUs."""
 
 import os
 

@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.validation = "data/lpm_latents/validation"
   c.data.height, c.data.width = 480, 832  # pixels; the data decides, `lpm plan` reads this
   c.data.latent_frames = 32  # 125 video frames, 5.2 s of the published 3-8 s
-  c.data.slots = 6  # of 1 global, up to 4 body views, up to 8 expressions: what v5p has room for
+  c.data.slots = 8  # of 1 global, up to 4 body views, up to 8 expressions
 
   # model: Wan2.1-14B, with audio K, V and O of 5120 x 5120 in all 40 blocks
   c.model = ConfigDict()
@@ -113,5 +113,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.topology = ""  # of the preset, CHIP:AxBxC[,slices=N]
   c.flags = ()  # groups of compiler options, see lpm_jax/parallel/options.py
   c.assume = ""  # numbers of the model of time, "kernel_share=0.5,dcn=25e9"
+  c.codegen = (
+    True  # False: stop before machine code, in seconds instead of minutes; times are rough
+  )
   c.search = False  # try remat policies, batches, context degrees and flags
   return pods.on_pod(c, arg or "v5p_512", height=480)

@@ -1,8 +1,8 @@
 """Attention to parts of the keys, one after the other, that never holds all S x T numbers.
 
 Parts are merged by their log-sum-exp; the backward pass needs the merged output and log-sum-exp
-only, which may carry the name `RESIDUALS` for remat policies. With a ring, the keys of each device of a
-mesh axis visit every other one (Ring Attention, arXiv 2310.01889).
+only, which may carry the name `RESIDUALS` for remat policies. With a ring, the keys of each device
+of a mesh axis visit every other one (Ring Attention, arXiv 2310.01889).
 
 Kernels: JAX's splash attention on TPUs, forward and fused backward, interpreted where there is no
 TPU; or dense products.

@@ -20,6 +20,7 @@ class Chip:
       tenths, for waiting that no schedule shows, of the 0.51 of its scheduled bundles
       (`python -m benchmarks.chunk_kernel`); a kernel without running maximum carries whole runs of
       Wan2.2 at 720p to 0.54 on tpu7x (maxdiffusion PR 452). v5p: as `kernel_share`.
+    product_share: of the peak that matrix products reach, where the compiler does not say.
     slices: shapes that hold a group of devices, by their number; a stage is compiled for one.
   """
 
@@ -29,6 +30,7 @@ class Chip:
   kernel_share: float
   slices: tuple[tuple[int, str], ...]
   chunk_share: float = 0.46
+  product_share: float = 0.9
 
 
 CLOCK = 1.75e9  # Hz of the compiler's estimated cycles

@@ -1,16 +1,45 @@
-"""A lowered program, compiled: its memory, its text, or why it does not fit."""
+"""A lowered program, compiled: its memory, its text, or why it does not fit.
+
+Nearly all the time that compiling takes goes into machine code, after layouts, memory and schedule
+are settled. What the compiler writes down before it can be had in seconds instead of minutes; what
+is missing then are its estimates of cycles.
+"""
 
 import collections
 import dataclasses
 import importlib.util
+import pathlib
 import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 
 import jax
+from jax.stages import Lowered
 
 from lpm_jax.plan import program
 from lpm_jax.plan.schedule import Operation, Schedule
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_POLL = 0.2  # seconds
+_SCHEDULE = ".after_optimizations_after_buffer_assignment.txt"  # names of its files
+_MEMORY = ".after_optimizations-memory-usage-report.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of a device that a program needs, as the compiler placed its arrays.
+
+  Attributes:
+    total: arguments, results, temporaries and, where it is known, the program.
+    code: of the program; 0 without machine code.
+    host: temporaries in the memory of the host.
+  """
+
+  total: int
+  code: int
+  host: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,38 +47,74 @@ class Made:
   """What the compiler leaves.
 
   Attributes:
-    statistics: its memory analysis; None when the program does not fit.
-    text: of the scheduled program; "" where the compiler cannot print it.
+    memory: None when the program does not fit.
+    text: of the scheduled program; with machine code it has estimates of cycles, unless jaxlib
+      cannot print it.
     refused: why there is no program; "" when there is one.
     needed: bytes of memory that a program which does not fit would need, as far as it says.
     needed_for: "all", or "temporaries" beside state and batch.
   """
 
-  statistics: object | None
+  memory: Memory | None
   text: str
   refused: str = ""
   needed: int | None = None
   needed_for: str = "all"
 
 
-def compile_step(traced: jax.stages.Traced, options: dict[str, str]) -> Made:
-  """Compiles for the devices of the traced program's shardings."""
+def compile_lowered(lowered: Lowered, options: dict[str, str], codegen: bool) -> Made:
+  """Compiles for the devices of the program's shardings.
+
+  Without `codegen` the compiler goes on, in a thread, until the process ends.
+  """
+  ended = []
+  with tempfile.TemporaryDirectory(prefix="lpm_plan_", ignore_cleanup_errors=True) as folder:
+    written = pathlib.Path(folder)
+
+    def run():
+      dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+      try:
+        ended.append(lowered.compile(compiler_options=options | dumped))
+      except jax.errors.JaxRuntimeError as error:
+        ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive() and (codegen or not _whole(written)):
+      time.sleep(_POLL)
+    if ended and isinstance(ended[0], Exception):
+      return refusal(ended[0])
+    (schedule,) = written.glob(f"*{_SCHEDULE}")
+    memory, text = _memory(next(written.glob(f"*{_MEMORY}")).read_text()), schedule.read_text()
+  if not codegen:
+    return Made(memory, text)
+  code = ended[0].memory_analysis().generated_code_size_in_bytes
   try:
-    made = traced.lower().compile(compiler_options=options)
-  except jax.errors.JaxRuntimeError as error:
-    message = str(error)
-    if "HbmOom" not in message and "RESOURCE_EXHAUSTED" not in message:
-      raise
-    return refusal(message)
-  try:
-    text = made.as_text()
-  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52: programs whose collectives run on SparseCores
-    text = ""
-  return Made(made.memory_analysis(), text)
+    text = ended[0].as_text()
+  except jax.errors.JaxRuntimeError:  # jaxlib cannot read what libtpu 0.0.52 makes for SparseCores
+    pass
+  return Made(dataclasses.replace(memory, total=memory.total + code, code=code), text)
 
 
-def refusal(message: str) -> Made:
-  """No program: it needs more memory than there is, as the compiler's message says."""
+def _whole(written: pathlib.Path) -> bool:
+  """Whether the schedule is there: the compiler writes its options after it."""
+  found = [path.name.removesuffix(_SCHEDULE) for path in written.glob(f"*{_SCHEDULE}")]
+  return bool(found) and (written / f"{found[0]}.debug_options").exists()
+
+
+def _memory(report: str) -> Memory:
+  """Totals of the compiler's report of memory, which begins each space with its number."""
+  totals: collections.Counter = collections.Counter()
+  for color, size in re.findall(r"\(color=(\d+)\)\nTotal bytes: (\d+)", report):
+    totals[color] += int(size)
+  return Memory(totals["0"], 0, totals["5"])
+
+
+def refusal(error: Exception) -> Made:
+  """No program, for it needs more memory than there is, as the error says; raises other errors."""
+  message = str(error)
+  if "HbmOom" not in message and "RESOURCE_EXHAUSTED" not in message:
+    raise error
   found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of|temporaries \(([\d.]+)([KMGT])\)", message)
   needed, of = None, "all"
   if found:
@@ -63,7 +128,7 @@ def compiler_is_there() -> bool:
   return importlib.util.find_spec("libtpu") is not None
 
 
-def costliest(read: Schedule, clock: float, count: int) -> list[dict]:
+def costliest(read: Schedule, seconds: Callable[[Operation], float], count: int) -> list[dict]:
   """Traced operations with the most estimated seconds, loops counted."""
   totals: collections.Counter = collections.Counter()
 
@@ -72,10 +137,10 @@ def costliest(read: Schedule, clock: float, count: int) -> list[dict]:
       if op.body:
         visit(op.body, times * op.trips)
       elif not op.kernel and op.opcode not in program.COLLECTIVES:
-        totals[_title(op)] += times * op.cycles
+        totals[_title(op)] += times * seconds(op)
 
   visit(read.entry, 1)
-  return [{"operation": k, "seconds": v / clock} for k, v in totals.most_common(count)]
+  return [{"operation": k, "seconds": v} for k, v in totals.most_common(count)]
 
 
 def _title(op: Operation) -> str:

@@ -1,6 +1,7 @@
 """The real train step, lowered for absent devices: shapes alone, nothing is computed."""
 
 import dataclasses
+import math
 
 import jax
 import optax
@@ -59,6 +60,15 @@ def trace_train_step(config: ConfigDict, devices: list | None = None) -> Abstrac
     rules=config.sharding.rules,
   )
   return AbstractStep(task, mesh, state, batch, trace_step(step_fn, state, batch, mesh))
+
+
+def shard_bytes(tree, *, on_host: bool = False) -> int:
+  """Bytes of arrays on one device, or of those that the host keeps for it."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if (leaf.sharding.memory_kind == "pinned_host") == on_host:
+      total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return total
 
 
 def _described(

@@ -1,9 +1,10 @@
 """From compiled stages to the time of a chunk. A model of time: nothing here is measured.
 
-A stage is played as its program says (timeline.py): what the compiler estimates for everything but
-kernels and collectives (cycles at its clock), kernels at a share of the peak (chips.py), bytes that
-HBM delivers no faster, and collectives around one ring. A collective is hidden only behind what the
-program has between its start and its end; one without them stops everything.
+A stage is played as its program says (timeline.py): everything but kernels and collectives as the
+compiler estimates it (cycles at its clock) or, where it does not, products at a share of the peak;
+kernels at another (chips.py), bytes that HBM delivers no faster, and collectives around one ring. A
+collective is hidden only behind what the program has between its start and its end; one without
+them stops everything.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from lpm_jax.plan.chips import CLOCK, Chip
 from lpm_jax.plan.links import Group, Links
 from lpm_jax.plan.schedule import Schedule
 from lpm_jax.plan.stages import STAGES, StagePlan
+from lpm_jax.plan.timeline import Moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Layout:
     return " | ".join(f"{' + '.join(stages)} {count}" for stages, count in self.groups)
 
 
-def stage_time(plan: StagePlan, chip: Chip, memory: float) -> StageTime:
-  """The time of a stage whose program could be read; `memory` is HBM's bytes a second.
+def stage_time(plan: StagePlan, chip: Chip, memory: float) -> tuple[StageTime, tuple[Moved, ...]]:
+  """The time of a stage and what it moves between devices; `memory` is HBM's bytes a second.
 
   Calls of kernels count alike: their sum is what matters, and little is hidden behind them.
   """
@@ -76,10 +78,11 @@ def stage_time(plan: StagePlan, chip: Chip, memory: float) -> StageTime:
     size = max(map(len, places), default=plan.devices)
     return Group(size, axes=((size, True),)), ""
 
-  played = timeline.run(plan.schedule, timeline.Machine(CLOCK, ring, lambda _: each, group))
+  estimate = plan.schedule.estimate(CLOCK, chip.flops * chip.product_share)
+  played = timeline.run(plan.schedule, timeline.Machine(estimate, ring, lambda _: each, group))
   sent = sum(moved.seconds for moved in played.moved)
   parts = played.cycles, played.kernels, played.memory, played.exposed, sent - played.exposed
-  return StageTime(*(1e3 * part for part in parts))
+  return StageTime(*(1e3 * part for part in parts)), played.moved
 
 
 def _kernel_calls(schedule: Schedule, name: str) -> int:

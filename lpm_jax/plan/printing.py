@@ -36,7 +36,11 @@ def lines(found: dict) -> list[str]:
     f"{work['kernels'] / 1e15:,.1f} in kernels",
   ]
   if "time" not in found:
-    return [*out, "", "no prediction of time: the compiler cannot print this program"]
+    return [
+      *out,
+      "",
+      "no prediction of time: this program cannot be printed; try --config.codegen=False",
+    ]
   return out + _time(found) + _moved(found) + _kernels(found) + _costliest(found)
 
 
@@ -54,6 +58,8 @@ def fit(memory: dict) -> str:
 def _time(found: dict) -> list[str]:
   time, alike = found["time"], found["time"]["without_communication_kernels_at_60_percent"]
   out = ["", "PREDICTED seconds of a step, not measured (docs/plan.md):"]
+  if time["estimates"] == "products":
+    out.append("  (without machine code: products at a share of the peak, bytes through HBM)")
   out += [f"  {name:<22}{seconds:8.2f}" for name, seconds in time["parts"].items()]
   return [
     *out,

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Operation:
     kernel: whether it is a Pallas kernel.
     read: of a kernel, the shapes of its operands.
     body, trips: of a loop, or a called computation with one trip.
+    products: operations of the matrix products in it.
   """
 
   name: str
@@ -64,6 +66,7 @@ class Operation:
   read: tuple[tuple[int, ...], ...]
   body: str
   trips: int
+  products: int = 0
 
   def result(self) -> int:
     """Bytes of the result; of an asynchronous start, those that the operation will leave."""
@@ -79,6 +82,20 @@ class Schedule:
 
   entry: str
   computations: dict[str, tuple[Operation, ...]]
+
+  def estimate(self, clock: float, flops: float) -> Callable[[Operation], float]:
+    """Seconds of an instruction that is no kernel and moves nothing between devices.
+
+    The compiler's cycles at a clock or, in a program for which it made no machine code, the
+    products in it at `flops` operations a second.
+    """
+    if self.has_cycles():
+      return lambda op: op.cycles / clock
+    return lambda op: op.products / flops
+
+  def has_cycles(self) -> bool:
+    """Whether the compiler estimated how long instructions take."""
+    return any(op.cycles for ops in self.computations.values() for op in ops)
 
 
 def read_schedule(text: str) -> Schedule:
@@ -142,6 +159,7 @@ class _Reader:
       read=_shapes(operands, arrays) if "tpu_custom_call" in rest else (),
       body=body,
       trips=trips,
+      products=self._products(inner) if inner else _product(shape, opcode, rest, arrays),
     )
 
   def _collective(self, opcode: str, label: str, inner: str) -> tuple[str, str, str]:
@@ -170,6 +188,15 @@ class _Reader:
       whole = _hbm(arrays.get(operand, ()))
       total += min(whole, read.get(index, whole))
     return total
+
+  @functools.cache  # noqa: B019 - lives as long as the reader
+  def _products(self, name: str) -> int:
+    """Operations of the products in a computation and in those that it calls."""
+    parsed = [p for p in map(_parsed, self._bodies.get(name, ())) if p]
+    arrays = {label: _arrays(shape) for label, shape, _, _ in parsed}
+    total = sum(_product(shape, opcode, rest, arrays) for _, shape, opcode, rest in parsed)
+    called = (re.search(r"calls=%([^,\s]+)", rest) for _, _, _, rest in parsed)
+    return total + sum(self._products(inner[1]) for inner in called if inner)
 
   @functools.cache  # noqa: B019 - lives as long as the reader
   def _touched(self, name: str) -> tuple[dict[int, int], int | None]:
@@ -201,6 +228,27 @@ class _Reader:
 def _parsed(line: str) -> tuple[str, str, str, str] | None:
   found = program.INSTRUCTION.match(line)
   return found.groups() if found else None
+
+
+def _product(shape: str, opcode: str, rest: str, arrays: dict) -> int:
+  """Operations of a matrix product, which the compiler spells as a convolution; 0 of others.
+
+  A dimension of the window adds up unless it is padded or dilated: so the compiler spells
+  dimensions that both sides have, or one alone.
+  """
+  if opcode != "convolution":
+    return 0
+  _, factor, _ = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest).groups()
+  (right,) = arrays[_NAME.findall(rest.partition(")")[0])[1]]
+  window = dict(re.findall(r"(\w+)=(\S+)", (re.search(r"window=\{([^}]*)\}", rest) or [""] * 2)[1]))
+  sizes = [int(size) for size in window.get("size", "").split("x") if size]
+  pads, dilated = (
+    window[key].split("x") if key in window else [plain] * len(sizes)
+    for key, plain in (("pad", "0_0"), ("lhs_dilate", "1"))
+  )
+  summed = [s for s, p, d in zip(sizes, pads, dilated, strict=True) if (p, d) == ("0_0", "1")]
+  results = math.prod(_arrays(shape)[0].dims)
+  return 2 * results * right.dims[factor.index("i")] * math.prod(summed)
 
 
 def _arrays(shape: str) -> tuple[Array, ...]:

@@ -4,13 +4,11 @@ Each candidate is compiled in a process of its own, for the compiler aborts on s
 leaves workdir/candidates/NAME.json: a search that is run again does only what is missing.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from lpm_jax import media
 from lpm_jax.evaluation import page
 from lpm_jax.models.remat import POLICIES
-from lpm_jax.plan import chips
+from lpm_jax.plan import chips, train
 
 GIB = 2**30
 FLAGS = ((), ("async",))
@@ -71,7 +69,7 @@ def search(
   Args:
     config: see `train.plan`; its settings are the centre of the search.
     workdir: folder that is written and, where it has candidates of the same config, read.
-    compute: report of a config; by default that of `train.report` in a process of its own.
+    compute: report of a config; by default `train.report`.
 
   Returns:
     A row a candidate: settings, hbm, spare, step, seconds_per_clip, mfu, fits, front, and `failed`,
@@ -83,7 +81,7 @@ def search(
   rows = []
   found = list(candidates(config, len(chips.devices_of(config.topology))))
   for candidate in tqdm(found, desc=f"search {config.topology}", unit="candidate"):
-    rows.append(_row(candidate, config, folder, compute or _isolated))
+    rows.append(_row(candidate, config, folder, compute or train.report))
   _mark_front(rows)
   rows.sort(
     key=lambda row: (not row["front"], not row["fits"], row["seconds_per_clip"] or math.inf)
@@ -141,18 +139,6 @@ def _numbers(found: dict) -> dict:
     "fits": memory["fits"],
     "failed": found["does_not_fit"],
   }
-
-
-def _isolated(config: ConfigDict) -> dict:
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(_report, config.to_dict()).result()
-
-
-def _report(config: dict) -> dict:
-  from lpm_jax.plan import train
-
-  return train.report(ConfigDict(config))
 
 
 def _mark_front(rows: list[dict]):

@@ -19,7 +19,8 @@ from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel import options
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
-from lpm_jax.plan import dump, program
+from lpm_jax.plan import chips, compiled
+from lpm_jax.plan.lowering import shard_bytes
 from lpm_jax.plan.schedule import Schedule, read_schedule
 from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
@@ -37,10 +38,7 @@ class StagePlan:
     devices: over which it is spread: heads and inner widths, or columns of the picture.
     arguments, temporaries: bytes; arguments are weights and caches, which stay.
     kernel_flops: of attention kernels, padding included.
-    schedule: the program; None where the compiler gives no estimates of cycles, or no text: then
-      costliest, or traffic too, is empty.
-    traffic: collectives; of a transformer, in a chunk of one evaluation.
-    costliest: operations with the most cycles, likewise.
+    schedule: the program.
   """
 
   stage: str
@@ -48,17 +46,15 @@ class StagePlan:
   arguments: int
   temporaries: int
   kernel_flops: int
-  schedule: Schedule | None = dataclasses.field(repr=False)
-  traffic: tuple[program.Traffic, ...]
-  costliest: tuple[tuple[str, int], ...]
+  schedule: Schedule = dataclasses.field(repr=False)
 
 
 class DoesNotFit(Exception):
   """A stage needs more memory than its devices have; the text is the compiler's."""
 
 
-def plan_transformers(config: ConfigDict, devices: list) -> list[StagePlan]:
-  """Backbone and refiner; `config` is that of configs/lpm_17b/plan_stream.py.
+def plan_transformers(settings: dict, topology: str) -> list[StagePlan]:
+  """Backbone and refiner; `settings` are those of configs/lpm_17b/plan_stream.py.
 
   They are one program but for the number of evaluations, so one evaluation is compiled: the loop
   over layers counts once an evaluation, what is outside of it (keys are turned, the cache takes in
@@ -66,8 +62,8 @@ def plan_transformers(config: ConfigDict, devices: list) -> list[StagePlan]:
 
   Raises DoesNotFit for stages that need more memory than the devices have.
   """
-  lowered, flops = _lower_transformer(config, devices)
-  one = _plan(config, "backbone", devices, lowered, flops)
+  config, devices = ConfigDict(settings), chips.devices_of(topology)
+  one = _plan(config, "backbone", devices, *_lower_transformer(config, devices))
   turns = config.transformer.layers // 2
   evaluations = sampler.StreamSettings(**config.stream).evaluations()
   return [
@@ -76,38 +72,25 @@ def plan_transformers(config: ConfigDict, devices: list) -> list[StagePlan]:
   ]
 
 
-def plan_decoder(config: ConfigDict, devices: list) -> StagePlan:
+def plan_decoder(settings: dict, topology: str) -> StagePlan:
   """The decoder; see `plan_transformers`."""
-  return _plan(config, "decoder", devices, _lower_decoder(config, devices), 0)
+  config, devices = ConfigDict(settings), chips.devices_of(topology)
+  return _plan(config, "decoder", devices, *_lower_decoder(config, devices), 0)
 
 
 def _plan(
-  config: ConfigDict, stage: str, devices: list, lowered: Lowered, kernel_flops: int
+  config: ConfigDict, stage: str, devices: list, lowered: Lowered, arguments: int, flops: int
 ) -> StagePlan:
-  try:
-    compiled = lowered.compile(compiler_options=options.options_of(config))
-  except jax.errors.JaxRuntimeError as error:
-    if "HbmOom" not in str(error):
-      raise
-    raise DoesNotFit(str(error).splitlines()[0]) from error
-  memory = compiled.memory_analysis()
-  try:
-    text = compiled.as_text()
-  except jax.errors.JaxRuntimeError:
-    text = dump.latest()
-  found = program.instructions(text) if text else []
-  timed = program.cycles(found) > 0  # not on tpu7x
+  made = compiled.compile_lowered(lowered, options.options_of(config), config.codegen)
+  if made.memory is None:
+    raise DoesNotFit(made.refused)
   return StagePlan(
     stage=stage,
     devices=len(devices),
-    arguments=memory.argument_size_in_bytes,
-    temporaries=memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes,
-    kernel_flops=kernel_flops,
-    schedule=_in_place(read_schedule(text)) if timed else None,
-    traffic=tuple(program.traffic(found)),
-    costliest=tuple(program.costliest(found, 10) if timed else ()),
+    arguments=arguments,
+    temporaries=made.memory.total - arguments,
+    kernel_flops=flops,
+    schedule=_in_place(read_schedule(made.text)),
   )
 
 
@@ -125,18 +108,20 @@ def _in_place(schedule: Schedule) -> Schedule:
 def _repeated(plan: StagePlan, turns: int, count: int) -> StagePlan:
   """The plan with `count` evaluations: loops of `turns` turn as many times as often."""
   schedule = plan.schedule
-  if schedule:
-    entry = tuple(
-      dataclasses.replace(op, trips=count * op.trips) if op.trips == turns else op
-      for op in schedule.computations[schedule.entry]
-    )
-    computations = schedule.computations | {schedule.entry: entry}
-    schedule = dataclasses.replace(schedule, computations=computations)
+  entry = tuple(
+    dataclasses.replace(op, trips=count * op.trips) if op.trips == turns else op
+    for op in schedule.computations[schedule.entry]
+  )
+  computations = schedule.computations | {schedule.entry: entry}
+  schedule = dataclasses.replace(schedule, computations=computations)
   return dataclasses.replace(plan, kernel_flops=count * plan.kernel_flops, schedule=schedule)
 
 
-def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int]:
-  """A chunk of a backbone with one evaluation, and FLOPs of its kernels on a device."""
+def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int, int]:
+  """A chunk of a backbone with one evaluation.
+
+  And of each device the bytes of its arguments and the FLOPs of its kernels.
+  """
   width = TransformerConfig(**config.transformer)
   settings = sampler.StreamSettings(**config.stream)
   settings = dataclasses.replace(settings, backbone=(1.0,), history=None)
@@ -161,16 +146,20 @@ def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int]
   key = jax.eval_shape(lambda: jax.random.key(0))
   rest = (_conditions(config, width, frames), key)
   with jax.set_mesh(mesh):
-    lowered = run.lower(model, cache, *_whole(rest, mesh))
+    given = model, cache, *_whole(rest, mesh)
+    lowered = run.lower(*given)
   held = (settings.causal.sink + settings.causal.window) * frames
   keys = (1 + config.references + held + frames) * tokens
   sizes = width.heads // len(devices), width.width // width.heads
   flops = sum(kernel_flops(frames * tokens, of, *sizes) for of in (keys, config.text_length))
-  return lowered, width.layers * flops
+  return lowered, shard_bytes(given), width.layers * flops
 
 
-def _lower_decoder(config: ConfigDict, devices: list) -> Lowered:
-  """The autoencoder's decoder on a chunk, each device with some columns of the picture."""
+def _lower_decoder(config: ConfigDict, devices: list) -> tuple[Lowered, int]:
+  """The autoencoder's decoder on a chunk, each device with some columns of the picture.
+
+  And the bytes of its arguments.
+  """
   mesh = make_mesh({"tensor": len(devices)}, devices)
   rows, columns = config.height // 8, config.width // 8
   vae_config = VAEConfig(dtype="bfloat16")
@@ -197,7 +186,8 @@ def _lower_decoder(config: ConfigDict, devices: list) -> Lowered:
     return sampler.decoded_video(nnx.merge(graphdef, vae), cache, latents)
 
   with jax.set_mesh(mesh):
-    return run.lower(_whole(vae, mesh), cache, latents)
+    given = _whole(vae, mesh), cache, latents
+    return run.lower(*given), shard_bytes(given)
 
 
 def _cache(

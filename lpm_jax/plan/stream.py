@@ -11,7 +11,8 @@ from tqdm import tqdm
 from lpm_jax import media
 from lpm_jax.evaluation import page
 from lpm_jax.parallel import options
-from lpm_jax.plan import chips, dump, predict
+from lpm_jax.plan import chips, compiled, predict, timeline
+from lpm_jax.plan.isolated import isolated
 from lpm_jax.plan.links import LINKS
 from lpm_jax.plan.stages import DoesNotFit, StagePlan, plan_decoder, plan_transformers
 
@@ -34,16 +35,14 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   """
   folder = pathlib.Path(workdir)
   media.check_writable(folder / "plan.json")
-  if config.topology.startswith("tpu7x"):
-    dump.begin()
   chip, devices = chips.chip_of(config.topology), len(chips.devices_of(config.topology))
   chip = dataclasses.replace(chip, **config.assumed)
   plans, refused = _compile(config, chip, devices)
   memory = LINKS[config.topology.split(":")[0]].memory
-  read = {key: of for key, of in plans.items() if of.schedule}
-  times = {key: predict.stage_time(of, chip, memory) for key, of in read.items()}
+  timed = {key: predict.stage_time(of, chip, memory) for key, of in plans.items()}
+  times = {key: time for key, (time, _) in timed.items()}
   seconds = config.stream.causal.frames * 4 / config.frames_per_second
-  found = predict.layouts(read, times, devices, chip)
+  found = predict.layouts(plans, times, devices, chip)
   report = {
     "topology": config.topology,
     "devices": devices,
@@ -52,11 +51,7 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "picture": [config.height, config.width],
     "assumed": dataclasses.asdict(chip) | {"memory": memory, "clock": chips.CLOCK},
     "options": options.options_of(config),
-    "stages": [
-      dataclasses.asdict(dataclasses.replace(of, schedule=None))
-      | {"milliseconds": dataclasses.asdict(times[key]) if key in times else None}
-      for key, of in plans.items()
-    ],
+    "stages": [_stage(of, *timed[key], chip) for key, of in plans.items()],
     "do_not_fit": [
       {"stage": stage, "devices": count, "reason": reason}
       for (stage, count), reason in refused.items()
@@ -84,18 +79,30 @@ def _compile(
   config: ConfigDict, chip: chips.Chip, devices: int
 ) -> tuple[dict[Stage, StagePlan], dict[Stage, str]]:
   """What fits, and why the rest does not."""
-  name = config.topology.split(":")[0]
-  groups = {n: chips.devices_of(f"{name}:{shape}") for n, shape in chip.slices if n <= devices}
+  name, settings = config.topology.split(":")[0], config.to_dict()
+  groups = {n: f"{name}:{shape}" for n, shape in chip.slices if n <= devices}
   plans, refused = {}, {}
   for count in tqdm(groups, desc=f"compile for {config.topology}", unit="group"):
     try:
-      made = plan_transformers(config, groups[count])
+      made = isolated(plan_transformers, settings, groups[count])
     except DoesNotFit as error:
       refused["backbone", count] = refused["refiner", count] = str(error)
       made = []
-    for of in (*made, plan_decoder(config, groups[count])):
+    for of in (*made, isolated(plan_decoder, settings, groups[count])):
       plans[of.stage, count] = of
   return plans, refused
+
+
+def _stage(
+  of: StagePlan, time: predict.StageTime, moved: tuple[timeline.Moved, ...], chip: chips.Chip
+) -> dict:
+  estimate = of.schedule.estimate(chips.CLOCK, chip.flops * chip.product_share)
+  return dataclasses.asdict(dataclasses.replace(of, schedule=None)) | {
+    "estimates": "cycles" if of.schedule.has_cycles() else "products",
+    "milliseconds": dataclasses.asdict(time),
+    "moved": [dataclasses.asdict(one) for one in moved],
+    "costliest": compiled.costliest(of.schedule, estimate, 10),
+  }
 
 
 def _print(report: dict):
@@ -106,10 +113,8 @@ def _print(report: dict):
   for of in report["stages"]:
     time = of["milliseconds"]
     hbm = (of["arguments"] + of["temporaries"]) / GIB
-    parts = f"{'no estimate of cycles':>45}"
-    if time:
-      parts = "".join(f"{part:9.0f}" for part in time.values())
-    print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}")
+    parts = "".join(f"{part:9.0f}" for part in time.values())
+    print(f"{of['stage']:<10}{of['devices']:>8}{parts}{hbm:7.1f}  by {of['estimates']}")
   for of in report["do_not_fit"]:
     print(f"{of['stage']:<10}{of['devices']:>8}  does not fit: {of['reason']}")
   print(f"\n{'layout':<42}{'GiB':>6}{'fits':>6}{'chunk ms':>10}{'frames/s':>10}  binds")

@@ -1,9 +1,9 @@
 """From a schedule to seconds: what computes, what waits for memory, what waits for the network.
 
-A model of time (docs/plan.md). One instruction after the other: each takes the longest of the
-compiler's estimate and the time its bytes need to go through HBM; a kernel takes its operations at
-a share of the peak. A synchronous collective stops everything. An asynchronous one is on its
-network from its start on, behind those that started before it, and its end waits for what is left.
+A model of time (docs/plan.md). One instruction after the other: each takes the longer of an
+estimate and the time its bytes need to go through HBM; a kernel takes its operations at a share of
+the peak. A synchronous collective stops everything. An asynchronous one is on its network from its
+start on, behind those that started before it, and its end waits for what is left.
 """
 
 import collections
@@ -47,7 +47,7 @@ class Timeline:
   """Predicted seconds of a step on one device.
 
   Attributes:
-    cycles: of the compiler's estimates, at its clock.
+    cycles: as estimated, of all but kernels and collectives.
     kernels: of Pallas kernels.
     memory: beyond those, for bytes that HBM cannot deliver in that time.
     exposed: waiting for collectives and host copies.
@@ -70,13 +70,13 @@ class Machine:
   """What the time of an instruction depends on.
 
   Attributes:
-    clock: Hz of the estimated cycles.
+    estimate: time of any other instruction, but for what its bytes need.
     links: bandwidths.
     kernel_seconds: time of a kernel's call.
     group: the group and mesh axes of a collective's groups (places in the mesh).
   """
 
-  clock: float
+  estimate: Callable[[Operation], float]
   links: Links
   kernel_seconds: Callable[[Operation], float]
   group: Callable[[tuple[tuple[int, ...], ...]], tuple[Group, str]]
@@ -135,7 +135,7 @@ class _Player:
         exposed += wait
         moved[place] = dataclasses.replace(moved[place], exposed=wait)
       else:
-        own = op.cycles / self._machine.clock
+        own = self._machine.estimate(op)
         of_kernel = self._machine.kernel_seconds(op) if op.kernel else 0.0
         least = op.moved / self._machine.links.memory if op.part == "" else 0.0
         cycles, kernels = cycles + (0.0 if op.kernel else own), kernels + of_kernel

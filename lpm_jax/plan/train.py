@@ -17,7 +17,8 @@ from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
 from lpm_jax.parallel.options import options_of
 from lpm_jax.plan import chips, compiled, flops, links, schedule, timeline
 from lpm_jax.plan.assumptions import Assumptions, assumptions
-from lpm_jax.plan.lowering import AbstractStep, trace_train_step
+from lpm_jax.plan.isolated import isolated
+from lpm_jax.plan.lowering import AbstractStep, shard_bytes, trace_train_step
 from lpm_jax.plan.printing import print_report
 
 GIB = 2**30
@@ -49,14 +50,22 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
 
 
 def report(config: ConfigDict) -> dict:
-  """The plan as plain values: parameters, tokens, work, memory, collectives, predicted time."""
+  """The plan as plain values: parameters, tokens, work, memory, collectives, predicted time.
+
+  Made in a process of its own: the compiler aborts on some programs and goes on after others.
+  """
+  return isolated(_report, config.to_dict())
+
+
+def _report(settings: dict) -> dict:
+  config = ConfigDict(settings)
   assumed = assumptions(config.topology, config.get("assume", ""))
   devices = chips.devices_of(config.topology)
   step = trace_train_step(config, devices)
   work = flops.count_work(step.traced.jaxpr.jaxpr)
   begin = time.monotonic()
   options = options_of(config)
-  made = compiled.compile_step(step.traced, options)
+  made = compiled.compile_lowered(step.traced.lower(), options, config.get("codegen", True))
   found = {
     "topology": config.topology,
     "devices": len(devices),
@@ -76,11 +85,13 @@ def report(config: ConfigDict) -> dict:
   }
   if made.text:
     read = schedule.read_schedule(made.text)
-    played = timeline.run(read, _machine(step, work, assumed, len(devices)))
+    machine = _machine(step, work, assumed, len(devices), read)
+    played = timeline.run(read, machine)
     found["time"] = _time(played, found["work"], len(devices), assumed)
+    found["time"]["estimates"] = "cycles" if read.has_cycles() else "products"
     found["moved"] = [dataclasses.asdict(one) for one in played.moved]
     found["kernels"] = _kernels(work, assumed)
-    found["costliest"] = compiled.costliest(read, assumed.clock, 12)
+    found["costliest"] = compiled.costliest(read, machine.estimate, 12)
   return found
 
 
@@ -115,36 +126,27 @@ def _memory(step: AbstractStep, made: compiled.Made, assumed: Assumptions) -> di
     "other variables": step.state.rest,
     "batch": step.batch,
   }
-  device = {name: _shard_bytes(tree, on_host=False) for name, tree in kinds.items()}
-  host = {name: _shard_bytes(tree, on_host=True) for name, tree in kinds.items()}
+  device = {name: shard_bytes(tree, on_host=False) for name, tree in kinds.items()}
+  host = {name: shard_bytes(tree, on_host=True) for name, tree in kinds.items()}
   found = {"device": device, "host": {k: v for k, v in host.items() if v}, "hbm": assumed.chip.hbm}
-  if made.statistics is None:
+  if made.memory is None:
     total = made.needed
     if total is not None and made.needed_for == "temporaries":
       device["temporaries"] = total
       total = sum(device.values())
     return found | {"total": total, "spare": _spare(total, assumed), "fits": False}
-  of = made.statistics
-  device["temporaries"] = of.temp_size_in_bytes
-  device["output"] = of.output_size_in_bytes - of.alias_size_in_bytes
-  device["program"] = of.generated_code_size_in_bytes
-  if of.host_temp_size_in_bytes:
-    found["host"]["temporaries"] = of.host_temp_size_in_bytes
-  total = of.argument_size_in_bytes + sum(device[k] for k in ("temporaries", "output", "program"))
+  total = made.memory.total
+  device["temporaries and results"] = total - made.memory.code - sum(device.values())
+  if made.memory.code:
+    device["program"] = made.memory.code
+  if made.memory.host:
+    found["host"]["temporaries"] = made.memory.host
   spare = _spare(total, assumed)
   return found | {"total": total, "spare": spare, "fits": spare >= SPARE}
 
 
 def _spare(total: int | None, assumed: Assumptions) -> float | None:
   return None if total is None else 1 - total / assumed.chip.hbm
-
-
-def _shard_bytes(tree, *, on_host: bool) -> int:
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    if (leaf.sharding.memory_kind == "pinned_host") == on_host:
-      total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-  return total
 
 
 def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
@@ -187,7 +189,11 @@ def kernel_clock(work: flops.Work, assumed: Assumptions) -> Callable[[schedule.O
 
 
 def _machine(
-  step: AbstractStep, work: flops.Work, assumed: Assumptions, devices: int
+  step: AbstractStep,
+  work: flops.Work,
+  assumed: Assumptions,
+  devices: int,
+  read: schedule.Schedule,
 ) -> timeline.Machine:
   flat = list(step.mesh.devices.flat)
 
@@ -197,7 +203,8 @@ def _machine(
     widest = max(reached, key=lambda g: g.slices)
     return widest, links.axis_of(step.mesh, places)
 
-  return timeline.Machine(assumed.clock, assumed.links, kernel_clock(work, assumed), group)
+  estimate = read.estimate(assumed.clock, assumed.chip.flops * assumed.chip.product_share)
+  return timeline.Machine(estimate, assumed.links, kernel_clock(work, assumed), group)
 
 
 def _time(played: timeline.Timeline, work: dict, devices: int, assumed: Assumptions) -> dict:

@@ -14,7 +14,7 @@ WORK = round(0.01 * chips.CLOCK)  # cycles: 10 ms
 
 
 def stage_plan(stage: str = "backbone", devices: int = 4, **changes) -> StagePlan:
-  plain = StagePlan(stage, devices, 10, 5, 0, None, (), ())
+  plain = StagePlan(stage, devices, 10, 5, 0, None)
   return dataclasses.replace(plain, **changes)
 
 
@@ -34,7 +34,7 @@ ENTRY %main (x: f32[1000,250]) -> f32[] {{
 
 def time_of(collective: str, **changes) -> predict.StageTime:
   read = schedule.read_schedule(program_of(collective))
-  return predict.stage_time(stage_plan(schedule=read, **changes), CHIP, MEMORY)
+  return predict.stage_time(stage_plan(schedule=read, **changes), CHIP, MEMORY)[0]
 
 
 def test_the_parts_of_a_stage():

@@ -86,3 +86,59 @@ def test_groups_of_devices_in_every_notation(notation, groups):
 def test_a_text_that_cannot_be_read_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     schedule.read_schedule("HloModule empty")
+
+
+@pytest.mark.parametrize(
+  ("result", "left", "right", "spelled", "sizes"),
+  [  # as the compiler spells them, and the sizes of the product
+    ("bf16[6,4]", "bf16[6,8]", "bf16[8,4]", "dim_labels=bf_io->bf", (6, 8, 4)),
+    ("bf16[8,4]", "bf16[6,8]", "bf16[6,4]", "dim_labels=fb_io->bf", (8, 6, 4)),
+    (
+      "bf16[3,6,4]",
+      "bf16[3,6,8]",
+      "bf16[8,4,1]",
+      "window={size=1}, dim_labels=0bf_io0->0bf",
+      (18, 8, 4),
+    ),
+    (
+      "bf16[8,4,1]",
+      "bf16[3,6,8]",
+      "bf16[3,6,4]",
+      "window={size=3}, dim_labels=0fb_0io->bf0",
+      (8, 18, 4),
+    ),
+    (
+      "bf16[4,3,6]",
+      "bf16[8,4,1]",
+      "bf16[3,6,8]",
+      "window={size=3 pad=2_2 rhs_reversal=1}, dim_labels=fb0_0oi->b0f",
+      (4, 8, 18),
+    ),
+    (
+      "bf16[5,6,4]",
+      "bf16[5,8,6]",
+      "bf16[8,5,4]",
+      "window={size=5 stride=4 lhs_dilate=5}, dim_labels=0fb_i0o->0bf",
+      (5 * 6, 8, 4),
+    ),
+  ],
+)
+def test_operations_of_products(result, left, right, spelled, sizes):
+  text = f"""
+%fused (a: {left}, b: {right}) -> {result} {{
+  %a = {left} parameter(0)
+  %b = {right} parameter(1)
+  ROOT %product = {result} convolution(%a, %b), {spelled}
+}}
+
+ENTRY %main (a: {left}, b: {right}) -> {result} {{
+  %a = {left} parameter(0)
+  %b = {right} parameter(1)
+  ROOT %fusion = {result} fusion(%a, %b), kind=kOutput, calls=%fused
+}}
+"""
+  read = schedule.read_schedule(text)
+  rows, inner, columns = sizes
+  operation = read.computations["main"][-1]
+  assert operation.products == 2 * rows * inner * columns
+  assert read.estimate(clock=1.0, flops=2.0)(operation) == rows * inner * columns

@@ -23,7 +23,10 @@ def gather(name: str, part: str = "", **changes) -> Operation:
 
 def play(*operations: Operation, **others) -> timeline.Timeline:
   machine = timeline.Machine(
-    CLOCK, LINKS, lambda op: 3.0, lambda groups: (Group(2, axes=((2, True),)), "fsdp")
+    lambda op: op.cycles / CLOCK,
+    LINKS,
+    lambda op: 3.0,
+    lambda groups: (Group(2, axes=((2, True),)), "fsdp"),
   )
   return timeline.run(Schedule("main", {"main": operations, **others}), machine)
 

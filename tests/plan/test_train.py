@@ -86,13 +86,17 @@ def test_groups_of_options_that_are_not_known():
 
 def test_temporaries_alone_may_be_too_much():
   message = "the total memory required for HLO temporaries (95.5G) exceeds available HBM (95.73G)"
-  made = compiled.refusal(f"RESOURCE_EXHAUSTED: CompileTimeHbmOom: {message}. HLO module: jit_f")
+  made = compiled.refusal(
+    RuntimeError(f"RESOURCE_EXHAUSTED: CompileTimeHbmOom: {message}. HLO module: jit_f")
+  )
   assert (made.needed, made.needed_for) == (int(95.5 * 2**30), "temporaries")
 
 
 def test_what_does_not_fit_says_by_how_much():
-  made = compiled.refusal("RESOURCE_EXHAUSTED: HbmOom: Used 104.05G of 95.74G hbm. Exceeded by 8G")
-  assert made.needed == int(104.05 * 2**30) and made.statistics is None
+  made = compiled.refusal(
+    RuntimeError("RESOURCE_EXHAUSTED: HbmOom: Used 104.05G of 95.74G hbm. Exceeded by 8G")
+  )
+  assert made.needed == int(104.05 * 2**30) and made.memory is None
   memory = {"device": {}, "host": {}, "hbm": 95.74 * 2**30, "fits": False}
   memory |= {"total": made.needed, "spare": -0.0868}
   (line,) = [printing.fit(memory)]
