@@ -33,6 +33,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.transformer = base_480p.get_config().model.transformer
   c.transformer.attention = "chunk"
 
+  # devices of a stage share a chunk by "tensor" (heads and inner widths; tokens are gathered) or by
+  # "context" (tokens; weights are gathered, and heads traded for tokens around attention)
+  c.apart = "context"
+
   # model of time; see lpm_jax/plan/chips.py
   c.assumed = ConfigDict()  # fields of Chip that replace the table's
   c.codegen = (

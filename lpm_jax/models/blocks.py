@@ -24,6 +24,7 @@ from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
 from lpm_jax.models.remat import PROJECTIONS
 from lpm_jax.models.spread import gather_into, scatter_from
+from lpm_jax.parallel import layout
 
 KERNELS = ("dense", "splash", "chunk", "cudnn")
 
@@ -129,6 +130,12 @@ class Stream:
     grids = self.grids.present.shape[1]
     return tuple(rearrange(x, "b (g n) d -> b g n d", g=grids) for x in self.turn)
 
+  def frame_of(self, x_bgnd: Array) -> Array:
+    """Frame of each video token: int32 [F, 1], of folded ones [1, S]; what pads is of the last."""
+    if x_bgnd.shape[2] == self.tokens:
+      return jnp.arange(self.frames)[:, None]
+    return jnp.minimum(jnp.arange(x_bgnd.shape[2]) // self.tokens, self.frames - 1)[None]
+
   def unfolded(self, x: Array) -> Array:
     """[B, F, N, D] of folded tokens or of such as are not."""
     return rearrange(x, "b g n d -> b (g n) d")[:, : self.frames * self.tokens].reshape(
@@ -196,16 +203,20 @@ class SelfAttention(nnx.Module):
   ) -> tuple[Array, Kept]:
     """The same by a kernel that reads caches where they lie."""
     folds, length = query.shape[1], stream.frames * stream.tokens
-    query, key, value = (
-      rearrange(x, "b g n (k d) -> b k (g n) d", k=self.heads) for x in (query, key, value)
-    )
+    query, key, value = (self._tokens_for_heads(x) for x in (query, key, value))
     query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
     key, turned, value = (
       rearrange(x[:, :, :length], "b k (g n) d -> b k g n d", g=stream.frames)
       for x in (key, turned, value)
     )
     seen = chunk_attend(query, [*past, source_of(turned, value)], stream.seen)
-    return rearrange(seen, "b k (g n) d -> b g n (k d)", g=folds), (key, value)
+    seen = rearrange(seen, "b k (g n) d -> b g n (k d)", g=folds)
+    return layout.constrain(seen, "batch", None, "queries", "heads"), (key, value)
+
+  def _tokens_for_heads(self, x: Array) -> Array:
+    """[B, G, N, D], tokens over `context`, -> [B, K, G N, d], heads over it too."""
+    x = rearrange(x, "b g n (k d) -> b k (g n) d", k=self.heads)
+    return layout.constrain(x, "batch", "cached", None, None)
 
 
 class TextAudioAttention(nnx.Module):
@@ -253,31 +264,31 @@ class TextAudioAttention(nnx.Module):
       heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
       kernel = "dense" if cached else _without_caches(self.attention)
       seen = _join(attend_from_video(*heads, kernel=kernel, chip=self.chip))
-    query = _heads(stream.unfolded(query), self.heads)
+    query = _heads(query, self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
     audio_key = _heads(self.audio_key_norm(self.audio_key(audio)), self.heads)
-    query_time = ((past + jnp.arange(frames)) * per_frame)[:, None]
+    frame = stream.frame_of(x_bfnd)
     key_time = jnp.arange((past + frames) * per_frame) - per_frame + 1
     head = query.shape[-1]
     mask = window_mask(frames, per_frame, *self.window, past=past)
     if stream.audible is not None:
       mask = mask & jnp.repeat(stream.audible, per_frame, axis=1)
+    query_turn = rotary.turn(rotary.angles((past + frame) * per_frame, head)[None])
     heard = attend_from_video(
-      rotary.rotate(query, rotary.turn(rotary.angles(query_time, head)[None]), heads=3),
+      rotary.rotate(query, query_turn, heads=3),
       rotary.rotate(audio_key, rotary.turn(rotary.angles(key_time, head)[None])),
       _heads(self.audio_value(audio), self.heads),
-      mask=mask[:, None],
+      mask=mask[frame],
     )
-    heard = rearrange(_join(heard), "b f n d -> b (f n) d")
-    missing = x_bfnd.shape[1] * x_bfnd.shape[2] - heard.shape[1]
-    heard = jnp.pad(heard, ((0, 0), (0, missing), (0, 0))).reshape(seen.shape)
-    return scatter_from([seen, heard], (self.text_out, self.audio_out))
+    return scatter_from([seen, _join(heard)], (self.text_out, self.audio_out))
 
   def _over_text(self, query: Array, key: Array, value: Array) -> Array:
     """The kernel of streams for queries [B, G, N, D] and one grid of keys and values [B, L, D]."""
     first = rearrange(query, "b g n (k d) -> b k (g n) d", k=self.heads)
     key, value = (rearrange(x, "b l (k d) -> b k 1 l d", k=self.heads) for x in (key, value))
-    seen = chunk_attend(first, [source_of(key, value)], jnp.ones((len(query), 1), bool))
+    seen = chunk_attend(
+      first, [source_of(key, value)], jnp.ones((len(query), 1), bool), apart="queries"
+    )
     return rearrange(seen, "b k (g n) d -> b g n (k d)", g=query.shape[1])
 
 

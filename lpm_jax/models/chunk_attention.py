@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from lpm_jax.parallel import layout
 from lpm_jax.parallel.sharding import BATCH_AXES
 
 LIMIT = 80.0  # bits: 2 ** LIMIT times 2 ** 17 keys, times values, is far from fp32's 2 ** 127
@@ -51,13 +52,19 @@ class Source:
 
 
 def chunk_attend(
-  query: Array, sources: Sequence[Source], seen: Array, *, interpret: bool = False
+  query: Array,
+  sources: Sequence[Source],
+  seen: Array,
+  *,
+  apart: str = "heads",
+  interpret: bool = False,
 ) -> Array:
   """Softmax attention of queries [B, K, S, d], turned and not scaled, over all sources.
 
   seen bool [B, total G]: grids that are there, at least one. Runs forward only. Returns
   [B, K, S, d]. `interpret` runs the kernel where there is no TPU. On a mesh (`jax.set_mesh`) each
-  device has its own batch, heads and queries.
+  device has its own batch and heads; where tokens lie apart over `context`, that axis has heads too
+  or, with `apart` = "queries", queries.
   """
   query = (query * (query.shape[-1] ** -0.5 * _LOG2_E)).astype(query.dtype)
   bound = largest_norm(query) * functools.reduce(jnp.maximum, [s.norm for s in sources])
@@ -72,9 +79,10 @@ def chunk_attend(
   )
   if jax.sharding.get_abstract_mesh().empty:
     return local(*given)
-  rows = PartitionSpec(BATCH_AXES, "tensor", "context")
-  cached = PartitionSpec(None, None, BATCH_AXES, "tensor")
-  of_heads = PartitionSpec(BATCH_AXES, "tensor")
+  heads, queries = (layout.axes("cached"), None) if apart == "heads" else ("tensor", "context")
+  rows = PartitionSpec(BATCH_AXES, heads, queries)
+  cached = PartitionSpec(None, None, BATCH_AXES, heads)
+  of_heads = PartitionSpec(BATCH_AXES, heads)
   return jax.shard_map(
     local,
     in_specs=(rows, cached, cached, PartitionSpec(), PartitionSpec(BATCH_AXES), of_heads),
@@ -98,6 +106,17 @@ def kernel_flops(queries: int, keys: int, heads: int, head: int) -> int:
   """Floating-point operations of one call for one example, padding included."""
   parts, blocks = _query_parts(queries)
   return 4 * blocks * parts * PART * keys * heads * head
+
+
+def _cost(query: Array, keys: int) -> pl.CostEstimate:
+  batch, heads, queries, head = query.shape
+  scores = batch * heads * queries * keys
+  moved = 2 * batch * heads * head * (queries + keys)
+  return pl.CostEstimate(
+    flops=4 * scores * head,
+    transcendentals=scores,
+    bytes_accessed=moved * query.dtype.itemsize,
+  )
 
 
 def _query_parts(queries: int) -> tuple[int, int]:
@@ -149,6 +168,7 @@ def _local(
       dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
       vmem_limit_bytes=_VMEM,
     ),
+    cost_estimate=_cost(query, sum(grids) * tokens),  # what the compiler may hide behind it
     interpret=interpret,
     name="chunk_attention",
   )(places, seen, bound, query, *keys, *values)

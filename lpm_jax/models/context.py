@@ -100,11 +100,11 @@ def attend_from_video(
 ) -> Array:
   """Cross-attention of video tokens [B, F, N, K, d] to keys [B, T, K, d] that all devices have.
 
-  `mask`, bool broadcast to [F, N, T], says what a token may look at; where tokens lie apart all of
-  a frame look at the same, [F, 1, T]. The fused kernels take none. Returns [B, F, N, K, d].
+  `mask`, bool [F, N, T] or [F, 1, T], says what a token may look at. The fused kernels take none.
+  Returns [B, F, N, K, d].
   """
 
-  def local(query: Array, key: Array, value: Array) -> Array:
+  def local(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
     joined = rearrange(query, "b f n k d -> b (f n) k d")
     if kernel == "splash":
       query_first, *others = (jnp.swapaxes(x, 1, 2) for x in (joined, key, value))
@@ -120,10 +120,11 @@ def attend_from_video(
     return _like(query, attend(joined, key, value, mask=of_tokens, kernel=unfused))
 
   if kernel != "splash" and layout.size("queries") == 1:
-    return local(query, key, value)
+    return local(query, key, value, mask)
   tokens = layout.spec(("batch", None, "queries", "heads", None), query.shape)
   whole = layout.spec(("batch", None, "heads", None), key.shape)
-  return _shared(local, (tokens, whole, whole), tokens)(query, key, value)
+  of_mask = layout.spec((None, "queries", None), mask.shape) if mask is not None else None
+  return _shared(local, (tokens, whole, whole, of_mask), tokens)(query, key, value, mask)
 
 
 def _attend_local(

@@ -23,6 +23,7 @@ ACTIVATIONS: Rules = {
   "tokens": ("tensor", "context"),  # of each grid, between layers
   "queries": "context",  # of each grid, within attention
   "heads": "tensor",
+  "cached": ("tensor", "context"),  # heads, where all tokens of a stream meet
   "mlp": "tensor",
 }
 
@@ -59,9 +60,13 @@ def in_force(*, stored: Rules | None, **activations: str | Sequence[str]) -> Ite
 
 def size(name: str) -> int:
   """Over how many devices of the mesh in force a logical axis may lie."""
-  axes = _current().activations.get(name, ())
-  axes = (axes,) if isinstance(axes, str) else axes
-  return math.prod(axis_size(axis) for axis in axes)
+  return math.prod(axis_size(axis) for axis in axes(name))
+
+
+def axes(name: str) -> tuple[str, ...]:
+  """Mesh axes over which a logical axis lies."""
+  found = _current().activations.get(name, ())
+  return (found,) if isinstance(found, str) else tuple(found)
 
 
 def axis_size(axis: str) -> int:

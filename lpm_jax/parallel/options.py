@@ -25,29 +25,32 @@ GROUPS: dict[str, dict[str, str]] = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
   },
-  # collectives on TensorCores alone: their programs have a text
-  "tensor_core": {
-    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false"
-    for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce", "reduce_scatter")
-  },
+}
+
+
+# Where SparseCores can carry collectives beside the TensorCores, "async" has them do it (on tpu7x
+# they do it anyway).
+SPARSE_CORES: dict[str, dict[str, str]] = {
+  "v6e": {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+    "xla_tpu_use_tc_device_shape_on_sc": "true",
+    "xla_tpu_enable_concurrent_sparse_core_offloading": "true",
+  }
 }
 
 
 def options_of(config: ConfigDict) -> dict[str, str]:
   """Options of the chip and of the groups in `config.flags`, ("async", ...).
 
-  On tpu7x always with "tensor_core": without, the program of a step has no text and no predicted
-  time. Raises ValueError for a group that is not known.
+  Raises ValueError for a group that is not known.
   """
   chip = config.topology.split(":")[0]
   if chip not in CHIPS:
     raise ValueError(f"topology: found {config.topology!r}, expected one of {', '.join(CHIPS)}:AxB")
   options = dict(CHIPS[chip])
-  groups = tuple(config.get("flags", ()))
-  if config.topology.startswith("tpu7x"):
-    groups = (*groups, "tensor_core")
-  for name in groups:
+  for name in config.get("flags", ()):
     if name not in GROUPS:
       raise ValueError(f"flags: found {name!r}, expected names of {sorted(GROUPS)}")
-    options |= GROUPS[name]
+    options |= GROUPS[name] | (SPARSE_CORES.get(chip, {}) if name == "async" else {})
   return options

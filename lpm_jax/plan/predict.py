@@ -45,7 +45,8 @@ class Layout:
   """Groups of stages, each group on devices of its own.
 
   Attributes:
-    groups: stages of each group, and how many devices it has.
+    groups: stages of each group, and how many devices it has; a decoder that has all of them shares
+      them with the others.
     hbm: bytes of the fullest device.
     latency: predicted milliseconds from noise to frames.
     period: predicted milliseconds between chunks: groups work at the same time.
@@ -107,6 +108,11 @@ def layouts(
         for members, count in zip(grouping, counts, strict=True)
       )
       found.append(_layout(groups, plans, times, chip))
+  whole = "decoder", devices
+  if whole in plans:
+    for groups in _without_decoder(plans, devices):
+      apart = _layout(groups, plans, times, chip)
+      found.append(_decoding_on_all(apart, plans[whole], times[whole], chip))
   return sorted(found, key=lambda layout: (not layout.fits, layout.period, layout.latency))
 
 
@@ -116,6 +122,26 @@ def _counts(plans: dict, grouping: Sequence, devices: int) -> Iterator[tuple[int
     there = all((STAGES[i], n) in plans for g, n in zip(grouping, counts, strict=True) for i in g)
     if there and sum(counts) <= devices:
       yield counts
+
+
+def _without_decoder(plans: dict, devices: int) -> Iterator[tuple]:
+  """Backbone and refiner on all devices, each with its own."""
+  for counts in _counts(plans, ((0,), (1,)), devices):
+    if sum(counts) == devices:
+      yield tuple(((stage,), count) for stage, count in zip(STAGES, counts, strict=False))
+
+
+def _decoding_on_all(apart: Layout, decoder: StagePlan, time: StageTime, chip: Chip) -> Layout:
+  """A layout of backbone and refiner whose devices decode together, between their chunks."""
+  hbm = apart.hbm + decoder.arguments  # its temporaries are less than those of the others
+  return dataclasses.replace(
+    apart,
+    groups=(*apart.groups, (("decoder",), decoder.devices)),
+    hbm=hbm,
+    latency=apart.latency + time.total(),
+    period=apart.period + time.total(),
+    fits=hbm <= chip.hbm,
+  )
 
 
 def _layout(groups: tuple, plans: dict, times: dict, chip: Chip) -> Layout:

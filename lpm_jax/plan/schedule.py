@@ -123,7 +123,7 @@ class _Reader:
   def _operations(self, name: str) -> tuple[Operation, ...]:
     parsed = [p for p in map(_parsed, self._bodies[name]) if p]
     arrays = {label: _arrays(shape) for label, shape, _, _ in parsed}
-    return tuple(self._operation(*p, arrays) for p in parsed)
+    return _sent_at_update(tuple(self._operation(*p, arrays) for p in parsed))
 
   def _operation(self, label: str, shape: str, opcode: str, rest: str, arrays: dict) -> Operation:
     call, _, attributes = rest.partition(")")
@@ -172,6 +172,8 @@ class _Reader:
       return kind, part, ""
     if inner.startswith("all-reduce-scatter"):  # how the compiler spells a reduce-scatter
       return "reduce-scatter", part, inner
+    deeper = re.search(r"called_computations=\{%([^}]+)\}", "".join(self._bodies.get(inner, ())))
+    inner = deeper[1] if deeper else inner  # what SparseCores do is wrapped twice
     held = _sends(self._bodies.get(inner, ()))
     return held or kind, part, inner if held else ""
 
@@ -223,6 +225,28 @@ class _Reader:
         else:
           whole.add(index)
     return {index: size for index, size in read.items() if index not in whole}, written
+
+
+def _sent_at_update(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+  """A collective of SparseCores is made ready at its start; the update gives it what it sends."""
+  begun = {
+    op.name: op for op in operations if op.part == "start" and op.opcode in program.COLLECTIVES
+  }
+  ready = {op.operands[0]: op for op in operations if op.part == "update" and op.operands}
+  found = []
+  for op in operations:
+    if op.name in begun and op.name in ready:
+      op = dataclasses.replace(op, opcode="async", part="", moved=0, arrays=(), groups=())
+    elif op.part == "update" and op.operands and op.operands[0] in begun:
+      start = begun[op.operands[0]]
+      sent = [array for array in op.arrays if array.dims][
+        1:2
+      ]  # (what goes in, what comes out, ...)
+      op = dataclasses.replace(
+        op, opcode=start.opcode, part="start", groups=start.groups, arrays=tuple(sent)
+      )
+    found.append(op)
+  return tuple(found)
 
 
 def _parsed(line: str) -> tuple[str, str, str, str] | None:

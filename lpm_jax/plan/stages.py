@@ -16,7 +16,7 @@ from lpm_jax.models.chunk_attention import kernel_flops
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAEConfig, VideoVAE
-from lpm_jax.parallel import options
+from lpm_jax.parallel import layout, options
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import Placement, tree_shardings
 from lpm_jax.plan import chips, compiled
@@ -26,7 +26,6 @@ from lpm_jax.streaming import sampler
 from lpm_jax.streaming.cache import StreamCache
 
 STAGES = ("backbone", "refiner", "decoder")
-RULES = (("heads", "tensor"), ("mlp", "tensor"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +124,12 @@ def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int,
   width = TransformerConfig(**config.transformer)
   settings = sampler.StreamSettings(**config.stream)
   settings = dataclasses.replace(settings, backbone=(1.0,), history=None)
-  mesh = make_mesh({"tensor": len(devices)}, devices)
-  place = Placement(mesh, RULES)
+  mesh = make_mesh({config.apart: len(devices)}, devices)
+  rules = (("heads", config.apart), ("mlp", config.apart))
+  place = Placement(mesh, rules)
   graphdef, model = nnx.split(nnx.eval_shape(lambda: VideoTransformer(width, rngs=nnx.Rngs(0))))
   model = jax.tree.map(lambda x: Shape(x.shape, jnp.bfloat16), model)
-  model = _placed(model, tree_shardings(model, mesh, dict(RULES)))
+  model = _placed(model, tree_shardings(model, mesh, dict(rules)))
 
   rows, columns = config.height // 8, config.width // 8
   frames, tokens = settings.causal.frames, rows * columns // 4
@@ -145,7 +145,7 @@ def _lower_transformer(config: ConfigDict, devices: list) -> tuple[Lowered, int,
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   rest = (_conditions(config, width, frames), key)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), layout.in_force(stored=dict(rules)):
     given = model, cache, *_whole(rest, mesh)
     lowered = run.lower(*given)
   held = (settings.causal.sink + settings.causal.window) * frames

@@ -15,6 +15,7 @@ from jax import Array
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAECache
+from lpm_jax.parallel import layout
 from lpm_jax.parallel.sharding import Placement
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import (
@@ -32,7 +33,9 @@ class Pipeline:
 
   Args:
     online: the models.
-    placements: devices of backbone, refiner and decoder; the same ones may serve several.
+    placements: devices of backbone, refiner and decoder; the same ones may serve several. Where
+      heads and inner widths lie over `tensor`, tokens come to weights, over `context`, weights to
+      tokens.
 
   Raises ValueError for another number of placements.
   """
@@ -102,7 +105,8 @@ def _coarse(
   key: Array,
 ) -> tuple[Array, StreamCache]:
   backbone = nnx.merge(graphdef, model)
-  coarse, cache = coarse_latents(backbone, cache, settings, conditions, key, shape)
+  with layout.in_force(stored=dict(place.rules)):
+    coarse, cache = coarse_latents(backbone, cache, settings, conditions, key, shape)
   return coarse, place.keep(cache, cache.axes())
 
 
@@ -118,7 +122,8 @@ def _refined(
   coarse: Array,
 ) -> tuple[Array, StreamCache]:
   refiner = nnx.merge(graphdef, model)
-  refined, cache = refined_latents(refiner, cache, settings, conditions, key, coarse)
+  with layout.in_force(stored=dict(place.rules)):
+    refined, cache = refined_latents(refiner, cache, settings, conditions, key, coarse)
   return refined, place.keep(cache, cache.axes())
 
 

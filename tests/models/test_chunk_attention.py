@@ -2,15 +2,23 @@
 
 import dataclasses
 import functools
+import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lpm_jax.models import blocks, chunk_attention
 from lpm_jax.models.attention import attend
 from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
+from lpm_jax.parallel.layout import in_force
+from lpm_jax.parallel.mesh import make_mesh
+from lpm_jax.parallel.sharding import tree_shardings
 from tests.models.test_transformer import BATCH, TINY, make_inputs, make_model
 
 BLOCKS, GRIDS, TOKENS = 3, (2, 4, 1), 16
@@ -64,24 +72,62 @@ def test_grids_of_other_than_whole_sublanes_are_refused():
     chunk_attend(jnp.zeros((1, 1, 8, 8)), [source], jnp.ones((1, 1), bool), interpret=True)
 
 
-@pytest.mark.parametrize("timesteps", [1, 2])  # one sequence, padded; frames apart
-def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps, monkeypatch):
-  interpreted = functools.partial(chunk_attend, interpret=True)
-  monkeypatch.setattr(blocks, "chunk_attend", interpreted)
+def next_chunk(attention: str, timesteps: int, layout: dict | None = None) -> list[np.ndarray]:
+  """Velocity and cache of a chunk of the whole model, on a mesh `layout` or on one device."""
   _, _, conditions = make_inputs(frames=5)  # 2 of the past, picture and chunk
   conditions = conditions.replace(text=jax.random.normal(jax.random.key(3), (BATCH, 8, 5)))
   latents = jax.random.normal(jax.random.key(4), (BATCH, 3, 8, 8, 2))  # 16 tokens a frame
   given = conditions.without_references().replace(references=latents[:, :0])
   tracks = {name: getattr(given, name)[:, 1:] for name in ("speak", "listen")}
   first = {name: track[:, :1] for name, track in tracks.items()}
-  made = []
-  for attention in ("dense", "chunk"):
-    model = make_model(dataclasses.replace(TINY, attention=attention))
-    cache = jax.jit(model.remember)(latents[:, :1], given.replace(**first))
-    timestep = jnp.full((BATCH, timesteps), 0.6)
-    extend = jax.jit(model.extend)
-    made.append(extend(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1)))
-  (dense, kept), (fused, kept_fused) = made
-  np.testing.assert_allclose(fused, dense, atol=2e-5)
-  for one, other in zip(jax.tree.leaves(kept_fused), jax.tree.leaves(kept), strict=True):
+  model = make_model(dataclasses.replace(TINY, attention=attention))
+  cache = jax.jit(model.remember)(latents[:, :1], given.replace(**first))
+  timestep = jnp.full((BATCH, timesteps), 0.6)
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def extend(state, cache):
+    extended = nnx.merge(graphdef, state).extend
+    return extended(latents[:, 1:], timestep, given.replace(**tracks), [cache], jnp.int32(1))
+
+  if layout:
+    mesh = make_mesh(layout, jax.devices()[: math.prod(layout.values())])
+    rules = {"heads": ("tensor", "context"), "mlp": ("tensor", "context")}
+    state = jax.device_put(state, tree_shardings(state, mesh, rules))
+    with jax.set_mesh(mesh), in_force(stored=rules):
+      return [np.asarray(x) for x in jax.tree.leaves(extend(state, cache))]
+  return [np.asarray(x) for x in jax.tree.leaves(extend(state, cache))]
+
+
+def check_chunk(timesteps: int, layout: dict | None = None):
+  blocks.chunk_attend = functools.partial(chunk_attend, interpret=True)
+  try:
+    fused = next_chunk("chunk", timesteps, layout)
+  finally:
+    blocks.chunk_attend = chunk_attend
+  for one, other in zip(fused, next_chunk("dense", timesteps), strict=True):
     np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2])  # one sequence, padded; frames apart
+def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps):
+  check_chunk(timesteps)
+
+
+MESHES = """
+from tests.models.test_chunk_attention import check_chunk
+for layout in ({"tensor": 2}, {"context": 2}, {"data": 2, "context": 2}):
+  for timesteps in (1, 2):
+    check_chunk(timesteps, layout)
+    print(layout, timesteps)
+"""
+
+
+def test_a_chunk_on_a_mesh_equals_one_on_one_device():
+  """Tokens that come to weights (tensor), and weights that come to tokens (context)."""
+  flags = "--xla_force_host_platform_device_count=4"
+  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True
+  )
+  assert len(done.stdout.splitlines()) == 6, done.stderr[-3000:]

@@ -80,6 +80,9 @@ def test_layouts_are_within_the_devices_and_the_best_that_fits_comes_first():
   apart = next(x for x in found if x.name() == "backbone 4 | refiner 2 | decoder 2")
   assert apart.fits and apart.period == 50.0 and apart.latency == 25.0 + 50.0 + 50.0
   assert apart.binds == "refiner: compute"
+  shared = predict.layouts(plans, times, devices=4, chip=CHIP)
+  shared = next(x for x in shared if x.name() == "backbone 2 | refiner 2 | decoder 4")
+  assert shared.hbm == 80 + 5 + 40 and shared.period == 50.0 + 25.0 and shared.latency == 125.0
   for better, worse in itertools.pairwise(found):
     assert (not better.fits, better.period) <= (not worse.fits, worse.period)
 

@@ -73,7 +73,14 @@ for part, group in zip((state.backbone, state.refiner, state.decoder), groups, s
   for leaf in jax.tree.leaves(part):
     assert leaf.sharding.device_set == set(group)
 
-# the same stages one after the other: waiting for each changes no bit
+# the same with weights that come to tokens
+rules = (("heads", "context"), ("mlp", "context"))
+groups = devices[:2], devices[2:4], devices[:1]
+places = [Placement(make_mesh({"context": -1}, list(group)), rules) for group in groups]
+_, gathered = run(Pipeline(online, places).place(begun()), Pipeline(online, places).step)
+equal(gathered, expected)
+
+# the stages one after the other: waiting for each changes no bit
 def waiting(state, conditions):
   return jax.block_until_ready(pipeline.step(state, conditions))
 
