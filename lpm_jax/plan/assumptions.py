@@ -50,7 +50,7 @@ def assumptions(topology: str, changes: str = "") -> Assumptions:
   chip = chips.chip_of(topology)
   name = topology.split(":")[0]
   found = Assumptions(chip, LINKS[name], chips.CLOCK, KERNEL_SOURCES[name])
-  of_chip = {"flops", "hbm", "kernel_share", "product_share"}
+  of_chip = {"flops", "hbm", "kernel_share", "product_share", "elementwise_share"}
   of_links = {field.name for field in dataclasses.fields(Links)}
   changed = []
   for part in filter(None, changes.split(",")):

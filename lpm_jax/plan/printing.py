@@ -59,7 +59,7 @@ def _time(found: dict) -> list[str]:
   time, alike = found["time"], found["time"]["without_communication_kernels_at_60_percent"]
   out = ["", "PREDICTED seconds of a step, not measured (docs/plan.md):"]
   if time["estimates"] == "products":
-    out.append("  (without machine code: products at a share of the peak, bytes through HBM)")
+    out.append("  (without machine code: by operations and bytes, at shares that are assumed)")
   out += [f"  {name:<22}{seconds:8.2f}" for name, seconds in time["parts"].items()]
   return [
     *out,

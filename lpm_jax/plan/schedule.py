@@ -83,15 +83,15 @@ class Schedule:
   entry: str
   computations: dict[str, tuple[Operation, ...]]
 
-  def estimate(self, clock: float, flops: float) -> Callable[[Operation], float]:
+  def estimate(self, clock: float, flops: float, memory: float) -> Callable[[Operation], float]:
     """Seconds of an instruction that is no kernel and moves nothing between devices.
 
     The compiler's cycles at a clock or, in a program for which it made no machine code, the
-    products in it at `flops` operations a second.
+    products in it at `flops` operations a second; what has none at `memory` bytes a second.
     """
     if self.has_cycles():
       return lambda op: op.cycles / clock
-    return lambda op: op.products / flops
+    return lambda op: op.products / flops or (0.0 if op.part else op.moved / memory)
 
   def has_cycles(self) -> bool:
     """Whether the compiler estimated how long instructions take."""

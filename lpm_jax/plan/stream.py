@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from lpm_jax.parallel import options
 from lpm_jax.plan import chips, compiled, predict, timeline
 from lpm_jax.plan.isolated import isolated
 from lpm_jax.plan.links import LINKS
+from lpm_jax.plan.schedule import Operation
 from lpm_jax.plan.stages import DoesNotFit, StagePlan, plan_decoder, plan_transformers
 
 GIB = 2**30
@@ -51,7 +53,9 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "picture": [config.height, config.width],
     "assumed": dataclasses.asdict(chip) | {"memory": memory, "clock": chips.CLOCK},
     "options": options.options_of(config),
-    "stages": [_stage(of, *timed[key], chip) for key, of in plans.items()],
+    "stages": [
+      _stage(of, *timed[key], predict.estimate_of(of, chip, memory)) for key, of in plans.items()
+    ],
     "do_not_fit": [
       {"stage": stage, "devices": count, "reason": reason}
       for (stage, count), reason in refused.items()
@@ -94,9 +98,11 @@ def _compile(
 
 
 def _stage(
-  of: StagePlan, time: predict.StageTime, moved: tuple[timeline.Moved, ...], chip: chips.Chip
+  of: StagePlan,
+  time: predict.StageTime,
+  moved: tuple[timeline.Moved, ...],
+  estimate: Callable[[Operation], float],
 ) -> dict:
-  estimate = of.schedule.estimate(chips.CLOCK, chip.flops * chip.product_share)
   return dataclasses.asdict(dataclasses.replace(of, schedule=None)) | {
     "estimates": "cycles" if of.schedule.has_cycles() else "products",
     "milliseconds": dataclasses.asdict(time),

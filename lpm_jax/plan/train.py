@@ -203,7 +203,10 @@ def _machine(
     widest = max(reached, key=lambda g: g.slices)
     return widest, links.axis_of(step.mesh, places)
 
-  estimate = read.estimate(assumed.clock, assumed.chip.flops * assumed.chip.product_share)
+  chip, memory = assumed.chip, assumed.links.memory
+  estimate = read.estimate(
+    assumed.clock, chip.flops * chip.product_share, memory * chip.elementwise_share
+  )
   return timeline.Machine(estimate, assumed.links, kernel_clock(work, assumed), group)
 
 

@@ -141,4 +141,43 @@ ENTRY %main (a: {left}, b: {right}) -> {result} {{
   rows, inner, columns = sizes
   operation = read.computations["main"][-1]
   assert operation.products == 2 * rows * inner * columns
-  assert read.estimate(clock=1.0, flops=2.0)(operation) == rows * inner * columns
+  assert read.estimate(clock=1.0, flops=2.0, memory=1.0)(operation) == rows * inner * columns
+
+
+def test_without_cycles_what_has_no_product_takes_its_bytes_through_memory():
+  read = schedule.read_schedule(TEXT.replace('"estimated_cycles":"7"', '"x":"7"'))
+  found = {op.name: op for op in read.computations[read.entry]}
+  estimate = read.estimate(clock=1.0, flops=1.0, memory=2.0)
+  assert not read.has_cycles() and estimate(found["back"]) == found["back"].moved / 2.0
+  assert estimate(found["plain"]) == 0.0, "collectives have a time of their own"
+
+
+SPARSE_CORES = """
+%gathered (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = f32[32,128]{1,0} all-gather(%x), replica_groups={{0,1,2,3}}
+}
+
+%wrapped (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %custom-call = f32[32,128]{1,0} custom-call(%x), called_computations={%gathered}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %call-start = ((), (), (s32[8192]{0}, s32[1]{0:S(2)})) async-start(), calls=%wrapped
+  %near = f32[8,128]{1,0} copy(%x)
+  %call-update = ((f32[8,128]{1,0}), f32[32,128]{1,0}, (s32[8192]{0}))\
+ async-update(%call-start, %near)
+  ROOT %call-done = f32[32,128]{1,0} async-done(%call-update)
+}
+"""
+
+
+def test_what_sparse_cores_gather_is_on_its_way_from_the_update_on():
+  read = schedule.read_schedule(SPARSE_CORES)
+  start, _, update, done = read.computations["main"][1:]
+  assert (start.opcode, start.part, start.moved) == ("async", "", 0)
+  assert (update.opcode, update.part, update.groups) == ("all-gather", "start", ((0, 1, 2, 3),))
+  assert update.result() == 4 * ROW
+  assert done.part == "done" and done.operands == ("call-update",)
