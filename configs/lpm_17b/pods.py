@@ -17,6 +17,7 @@ PODS = {  # topology, chip, parts of a batch at 480p; at 720p four times as many
   "tpu7x_64": ("tpu7x:2x4x4", 64),
   "tpu7x_128": ("tpu7x:4x4x4", 128),
 }
+FLAGS = {"v5p": (), "v6e": ("async",), "tpu7x": ()}  # where collectives are worth hiding
 CONTEXT = {480: {"v5p": 1, "v6e": 4, "tpu7x": 1}, 720: {"v5p": 4, "v6e": 8, "tpu7x": 4}}
 
 
@@ -32,5 +33,6 @@ def on_pod(c: ConfigDict, name: str, height: int) -> ConfigDict:
   c.batch_size = max(256, devices // context)
   c.accumulate = c.batch_size * context // devices
   c.model.transformer.chip = chip
+  c.flags = FLAGS[chip]
   c.sharding.mesh = dict(data=-1, fsdp=min(64, slice_devices // context), context=context)
   return c

@@ -1,6 +1,9 @@
 """Work in a process of its own, which ends with it whatever still runs there."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -30,8 +33,15 @@ def isolated(work: Callable[..., Any], *given: Any) -> Any:
 
 
 def _answer(connection: Connection, work: Callable, given: tuple):
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   try:
     answer = True, work(*given)
   except Exception as error:
     answer = False, error
   connection.send(answer)
+
+
+def _end_with_parent():
+  """A parent that is killed cannot end its children."""
+  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)
