@@ -80,7 +80,11 @@ def compile_lowered(lowered: Lowered, options: dict[str, str], codegen: bool) ->
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive() and (codegen or not _whole(written)):
+    sizes = None
+    while thread.is_alive():
+      before, sizes = sizes, _sizes(written)
+      if not codegen and sizes and sizes == before:
+        break
       time.sleep(_POLL)
     if ended and isinstance(ended[0], Exception):
       return refusal(ended[0])
@@ -96,10 +100,14 @@ def compile_lowered(lowered: Lowered, options: dict[str, str], codegen: bool) ->
   return Made(dataclasses.replace(memory, total=memory.total + code, code=code), text)
 
 
-def _whole(written: pathlib.Path) -> bool:
-  """Whether the schedule is there: the compiler writes its options after it."""
-  found = [path.name.removesuffix(_SCHEDULE) for path in written.glob(f"*{_SCHEDULE}")]
-  return bool(found) and (written / f"{found[0]}.debug_options").exists()
+def _sizes(written: pathlib.Path) -> list[int]:
+  """Of the schedule and the report of memory, once both have a beginning and an end."""
+  schedules, reports = (list(written.glob(f"*{name}")) for name in (_SCHEDULE, _MEMORY))
+  if not schedules or not reports:
+    return []
+  text = schedules[0].read_text()
+  whole = "\nENTRY " in text and text.rstrip().endswith("}")
+  return [len(text), reports[0].stat().st_size] if whole else []
 
 
 def _memory(report: str) -> Memory:

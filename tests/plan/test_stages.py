@@ -17,16 +17,23 @@ def small() -> ConfigDict:
   return config
 
 
-@pytest.mark.parametrize("codegen", [True, False])
-def test_a_small_stream_is_compiled_for_a_topology_that_is_not_there(codegen):
+@pytest.mark.parametrize(
+  ("apart", "codegen", "flags", "kinds"),
+  [
+    ("tensor", True, (), {"all-gather", "reduce-scatter"}),
+    ("context", False, ("async",), {"all-gather", "all-to-all"}),
+  ],
+)
+def test_a_small_stream_is_compiled_for_a_topology_that_is_not_there(apart, codegen, flags, kinds):
   config, chip = small(), chips.chip_of("v6e:2x4")
-  config.codegen = codegen
+  config.apart, config.codegen, config.flags = apart, codegen, flags
   found = isolated(stages.plan_transformers, config.to_dict(), "v6e:2x4")
   assert [of.schedule.has_cycles() for of in found] == [codegen] * 2
   for of in found:
     time, moved = predict.stage_time(of, chip, 1e12)
     assert of.devices == 8 and of.kernel_flops > 0 and of.temporaries > 0
-    assert {"all-gather", "reduce-scatter"} <= {one.kind for one in moved}
+    assert kinds <= {one.kind for one in moved}
+    assert any(one.asynchronous for one in moved if one.kind == "all-gather") == bool(flags)
     assert time.compute > 0 and time.exposed > 0
     assert time.kernels == pytest.approx(1e3 * of.kernel_flops / chip.flops / chip.chunk_share)
   assert found[0].kernel_flops == found[1].kernel_flops, "two evaluations each"
