@@ -17,7 +17,9 @@ PODS = {  # topology, chip, parts of a batch at 480p; at 720p four times as many
   "tpu7x_64": ("tpu7x:2x4x4", 64),
   "tpu7x_128": ("tpu7x:4x4x4", 128),
 }
-FLAGS = {"v5p": (), "v6e": ("async",), "tpu7x": ()}  # where collectives are worth hiding
+# Groups of compiler options: on v6e collectives are worth hiding; on tpu7x there is little to hide,
+# and programs for SparseCores take ten times as long to compile.
+FLAGS = {"v5p": (), "v6e": ("async",), "tpu7x": ("tensor_core",)}
 CONTEXT = {480: {"v5p": 1, "v6e": 4, "tpu7x": 1}, 720: {"v5p": 4, "v6e": 8, "tpu7x": 4}}
 
 

@@ -25,6 +25,11 @@ GROUPS: dict[str, dict[str, str]] = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
   },
+  # collectives on TensorCores alone, where SparseCores would have them
+  "tensor_core": {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false"
+    for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce", "reduce_scatter")
+  },
 }
 
 

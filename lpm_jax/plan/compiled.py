@@ -24,7 +24,7 @@ from lpm_jax.plan.schedule import Operation, Schedule
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _POLL = 0.2  # seconds
 _SCHEDULE = ".after_optimizations_after_buffer_assignment.txt"  # names of its files
-_MEMORY = ".after_optimizations-memory-usage-report.txt"
+_MEMORY = ".after_optimizations-buffer-assignment.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +111,13 @@ def _sizes(written: pathlib.Path) -> list[int]:
 
 
 def _memory(report: str) -> Memory:
-  """Totals of the compiler's report of memory, which begins each space with its number."""
+  """Sums of the compiler's allocations; HBM has no color, and those of a thread are no memory."""
   totals: collections.Counter = collections.Counter()
-  for color, size in re.findall(r"\(color=(\d+)\)\nTotal bytes: (\d+)", report):
-    totals[color] += int(size)
-  return Memory(totals["0"], 0, totals["5"])
+  found = re.findall(r"^allocation \d+: size (\d+),(?: color (\d+),)? page \d+, (.*)", report, re.M)
+  for size, color, kind in found:
+    if not kind.startswith("thread-local"):
+      totals[color] += int(size)
+  return Memory(totals[""], 0, totals["5"])
 
 
 def refusal(error: Exception) -> Made:

@@ -103,6 +103,19 @@ def test_what_does_not_fit_says_by_how_much():
   assert "104.05 of 95.7: does not fit" in line
 
 
+def test_memory_is_what_the_compiler_allocates():
+  found = compiled._memory(
+    """allocation 0: size 100, page 0, parameter 0, shape |f32[25]| at ShapeIndex {}:
+ value: <0 x @0> (size=100,offset=0): f32[25]
+allocation 1: size 7, color 1, page 0, preallocated-temp:
+allocation 2: size 40, page 0, thread-local:
+allocation 3: size 1000, page 0, preallocated-temp:
+allocation 4: size 30, color 5, page 0, preallocated-temp:
+"""
+  )
+  assert found == compiled.Memory(total=1100, code=0, host=30)
+
+
 MESHES = """
 import importlib
 from configs.lpm_17b import pods
