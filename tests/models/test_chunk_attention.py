@@ -116,10 +116,9 @@ def test_a_chunk_by_the_kernel_equals_a_dense_one(timesteps):
 
 MESHES = """
 from tests.models.test_chunk_attention import check_chunk
-for layout in ({"tensor": 2}, {"context": 2}, {"data": 2, "context": 2}):
-  for timesteps in (1, 2):
-    check_chunk(timesteps, layout)
-    print(layout, timesteps)
+for layout, timesteps in (({"tensor": 2}, 1), ({"context": 2}, 1), ({"data": 2, "context": 2}, 2)):
+  check_chunk(timesteps, layout)
+  print(layout, timesteps)
 """
 
 
@@ -130,4 +129,4 @@ def test_a_chunk_on_a_mesh_equals_one_on_one_device():
   done = subprocess.run(
     [sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True
   )
-  assert len(done.stdout.splitlines()) == 6, done.stderr[-3000:]
+  assert len(done.stdout.splitlines()) == 3, done.stderr[-3000:]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lpm_jax.models import flash
 from lpm_jax.models.blocks import Stream
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.context import Grids
 from lpm_jax.models.identity import ReferenceOffsets
+from lpm_jax.models.remat import POLICIES
 from lpm_jax.models.transformer import TransformerConfig, VideoTransformer
 
 TINY = TransformerConfig(
@@ -164,18 +166,26 @@ def test_the_time_of_frames_is_relative_and_counts_from_zero_by_default():
   assert np.abs(apart - out).max() > 1e-2
 
 
-def test_remat_changes_no_gradient():
+def gradient(remat: str) -> tuple[list[np.ndarray], str]:
+  """Of all parameters, and the traced program; attention in parts, which has residuals."""
   latents, timestep, conditions = make_inputs()
+  model = make_model(dataclasses.replace(TINY, remat=remat, attention="splash"))
+  graphdef, state = nnx.split(model)
+  loss = lambda s: jnp.square(nnx.merge(graphdef, s)(latents, timestep, conditions)).sum()  # noqa: E731
+  run = jax.jit(jax.grad(loss)).trace(state)
+  made = run.lower().compile()(state)
+  return [np.asarray(x) for x in jax.tree.leaves(made)], str(run.jaxpr)
 
-  def gradient(remat: str):
-    model = make_model(dataclasses.replace(TINY, remat=remat))
-    graphdef, state = nnx.split(model)
-    loss = lambda s: jnp.square(nnx.merge(graphdef, s)(latents, timestep, conditions)).sum()  # noqa: E731
-    return jax.tree.leaves(jax.jit(jax.grad(loss))(state))
 
-  for plain, saved in zip(gradient("none"), gradient("attention"), strict=True):
-    scale = np.abs(plain).max()  # small entries are sums of large terms: fp32 rounds at their size
-    np.testing.assert_allclose(plain, saved, rtol=0, atol=1e-5 * scale)
+def test_remat_changes_no_gradient(monkeypatch):
+  monkeypatch.setitem(flash._KERNELS, "splash", flash.Dense)  # the kernel interpreted is slow
+  plain, _ = gradient("none")
+  for policy, (_, sent) in POLICIES.items():
+    saved, program = gradient(policy)
+    assert ("host" in program) == bool(sent), f"{policy}: what is sent there"
+    for one, other in zip(plain, saved, strict=True):
+      scale = np.abs(one).max()  # small entries are sums of large terms: fp32 rounds at their size
+      np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale, err_msg=policy)
 
 
 def test_reference_indices_are_disjoint_and_outside_the_longest_clip():
