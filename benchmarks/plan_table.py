@@ -42,7 +42,7 @@ def row(case: str, plan: dict) -> str:
     f"| {case.partition(':')[0]} | {plan['topology']} | {mesh} | {plan['batch_size']} | {left} |"
   )
   if "time" not in plan:
-    return f"{head} | | | | {plan['does_not_fit'] or 'no text'} |"
+    return f"{head} | | | | {plan['does_not_fit']} |"
   time, parts = plan["time"], plan["time"]["parts"]
   alike = time["without_communication_kernels_at_60_percent"]["mfu"]
   seconds = f"{time['step']:.1f} ({' + '.join(f'{s:.1f}' for s in parts.values())})"

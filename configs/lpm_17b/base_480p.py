@@ -113,8 +113,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.topology = ""  # of the preset, CHIP:AxBxC[,slices=N]
   c.flags = ()  # groups of compiler options, see lpm_jax/parallel/options.py
   c.assume = ""  # numbers of the model of time, "kernel_share=0.5,dcn=25e9"
-  c.codegen = (
-    True  # False: stop before machine code, in seconds instead of minutes; times are rough
-  )
+  c.codegen = True  # False: stop at the schedule, after seconds, not minutes; times are rough
   c.search = False  # try remat policies, batches, context degrees and flags
   return pods.on_pod(c, arg or "v5p_512", height=480)

@@ -39,8 +39,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # model of time; see lpm_jax/plan/chips.py
   c.assumed = ConfigDict()  # fields of Chip that replace the table's
-  c.codegen = (
-    True  # False: stop before machine code, in seconds instead of minutes; times are rough
-  )
+  c.codegen = True  # False: stop at the schedule, after seconds, not minutes; times are rough
   c.flags = ("async",)  # groups of compiler options, lpm_jax/parallel/options.py
   return c

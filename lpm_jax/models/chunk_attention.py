@@ -79,7 +79,8 @@ def chunk_attend(
   )
   if jax.sharding.get_abstract_mesh().empty:
     return local(*given)
-  heads, queries = (layout.axes("cached"), None) if apart == "heads" else ("tensor", "context")
+  names = ("cached", None) if apart == "heads" else ("heads", "queries")
+  heads, queries = (name and layout.axes(name) for name in names)
   rows = PartitionSpec(BATCH_AXES, heads, queries)
   cached = PartitionSpec(None, None, BATCH_AXES, heads)
   of_heads = PartitionSpec(BATCH_AXES, heads)
@@ -113,7 +114,7 @@ def _cost(query: Array, keys: int) -> pl.CostEstimate:
   scores = batch * heads * queries * keys
   moved = 2 * batch * heads * head * (queries + keys)
   return pl.CostEstimate(
-    flops=4 * scores * head,
+    flops=batch * kernel_flops(queries, keys, heads, head),
     transcendentals=scores,
     bytes_accessed=moved * query.dtype.itemsize,
   )

@@ -69,7 +69,6 @@ def attend_grids(
 
   Raises ValueError where tokens or heads do not divide among the devices.
   """
-  kernel = "dense" if kernel == "chunk" else kernel
   devices = layout.size("queries")
   query = query * query.shape[-1] ** -0.5
   if kernel == "dense" and devices == 1:

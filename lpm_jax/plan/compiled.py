@@ -14,11 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import jax
-from jax.stages import Lowered
+from jax.stages import Compiled, Lowered
 
-from lpm_jax.plan import program
+from lpm_jax.plan.program import COLLECTIVES
 from lpm_jax.plan.schedule import Operation, Schedule
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -67,37 +68,53 @@ def compile_lowered(lowered: Lowered, options: dict[str, str], codegen: bool) ->
 
   Without `codegen` the compiler goes on, in a thread, until the process ends.
   """
-  ended = []
   with tempfile.TemporaryDirectory(prefix="lpm_plan_", ignore_cleanup_errors=True) as folder:
-    written = pathlib.Path(folder)
-
-    def run():
-      dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    written, making = pathlib.Path(folder), Future()
+    dumped = options | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    threading.Thread(target=_compile, args=(making, lowered, dumped), daemon=True).start()
+    if not codegen:
+      _wait_for_schedule(making, written)
+    if codegen or making.done():
       try:
-        ended.append(lowered.compile(compiler_options=options | dumped))
+        program = making.result()
       except jax.errors.JaxRuntimeError as error:
-        ended.append(error)
+        return refusal(error)
+    memory, text = (_dumped(written, name) for name in (_MEMORY, _SCHEDULE))
+  made = Made(_memory(memory), text)
+  return _with_code(made, program) if codegen else made
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    sizes = None
-    while thread.is_alive():
-      before, sizes = sizes, _sizes(written)
-      if not codegen and sizes and sizes == before:
-        break
-      time.sleep(_POLL)
-    if ended and isinstance(ended[0], Exception):
-      return refusal(ended[0])
-    (schedule,) = written.glob(f"*{_SCHEDULE}")
-    memory, text = _memory(next(written.glob(f"*{_MEMORY}")).read_text()), schedule.read_text()
-  if not codegen:
-    return Made(memory, text)
-  code = ended[0].memory_analysis().generated_code_size_in_bytes
+
+def _compile(making: Future, lowered: Lowered, options: dict[str, str]):
   try:
-    text = ended[0].as_text()
+    making.set_result(lowered.compile(compiler_options=options))
+  except Exception as error:
+    making.set_exception(error)
+
+
+def _wait_for_schedule(making: Future, written: pathlib.Path):
+  """Until schedule and report of memory are whole and grow no more, or compiling has ended."""
+  sizes = None
+  while not making.done():
+    before, sizes = sizes, _sizes(written)
+    if sizes and sizes == before:
+      return
+    time.sleep(_POLL)
+
+
+def _dumped(written: pathlib.Path, name: str) -> str:
+  for path in written.glob(f"*{name}"):
+    return path.read_text()
+  raise RuntimeError(f"the compiler wrote no file *{name}: another libtpu than 0.0.52?")
+
+
+def _with_code(made: Made, program: Compiled) -> Made:
+  """With the size of machine code, and a text that has estimates of cycles."""
+  code = program.memory_analysis().generated_code_size_in_bytes
+  memory = dataclasses.replace(made.memory, total=made.memory.total + code, code=code)
+  try:
+    return Made(memory, program.as_text())
   except jax.errors.JaxRuntimeError:  # jaxlib cannot read what libtpu 0.0.52 makes for SparseCores
-    pass
-  return Made(dataclasses.replace(memory, total=memory.total + code, code=code), text)
+    return Made(memory, made.text)
 
 
 def _sizes(written: pathlib.Path) -> list[int]:
@@ -146,7 +163,7 @@ def costliest(read: Schedule, seconds: Callable[[Operation], float], count: int)
     for op in read.computations[name]:
       if op.body:
         visit(op.body, times * op.trips)
-      elif not op.kernel and op.opcode not in program.COLLECTIVES:
+      elif not op.kernel and op.opcode not in COLLECTIVES:
         totals[_title(op)] += times * seconds(op)
 
   visit(read.entry, 1)

@@ -1,11 +1,10 @@
 """Work in a process of its own, which ends with it whatever still runs there."""
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 
@@ -43,5 +42,5 @@ def _answer(connection: Connection, work: Callable, given: tuple):
 
 def _end_with_parent():
   """A parent that is killed cannot end its children."""
-  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  wait([multiprocessing.parent_process().sentinel])
   os._exit(1)

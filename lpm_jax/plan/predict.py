@@ -9,14 +9,13 @@ them stops everything.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from lpm_jax.plan import timeline
 from lpm_jax.plan.chips import CLOCK, Chip
 from lpm_jax.plan.links import Group, Links
-from lpm_jax.plan.schedule import Operation, Schedule
+from lpm_jax.plan.schedule import Schedule
 from lpm_jax.plan.stages import STAGES, StagePlan
-from lpm_jax.plan.timeline import Moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,9 @@ class Layout:
     return " | ".join(f"{' + '.join(stages)} {count}" for stages, count in self.groups)
 
 
-def stage_time(plan: StagePlan, chip: Chip, memory: float) -> tuple[StageTime, tuple[Moved, ...]]:
+def stage_time(
+  plan: StagePlan, chip: Chip, memory: float
+) -> tuple[StageTime, tuple[timeline.Moved, ...]]:
   """The time of a stage and what it moves between devices; `memory` is HBM's bytes a second.
 
   Calls of kernels count alike: their sum is what matters, and little is hidden behind them.
@@ -79,17 +80,11 @@ def stage_time(plan: StagePlan, chip: Chip, memory: float) -> tuple[StageTime, t
     size = max(map(len, places), default=plan.devices)
     return Group(size, axes=((size, True),)), ""
 
-  estimate = estimate_of(plan, chip, memory)
+  estimate = plan.schedule.estimate(CLOCK, chip, memory)
   played = timeline.run(plan.schedule, timeline.Machine(estimate, ring, lambda _: each, group))
   sent = sum(moved.seconds for moved in played.moved)
   parts = played.cycles, played.kernels, played.memory, played.exposed, sent - played.exposed
   return StageTime(*(1e3 * part for part in parts)), played.moved
-
-
-def estimate_of(plan: StagePlan, chip: Chip, memory: float) -> Callable[[Operation], float]:
-  """Seconds of the stage's instructions."""
-  flops, memory = chip.flops * chip.product_share, memory * chip.elementwise_share
-  return plan.schedule.estimate(CLOCK, flops, memory)
 
 
 def _kernel_calls(schedule: Schedule, name: str) -> int:

@@ -35,12 +35,6 @@ def lines(found: dict) -> list[str]:
     f"hardware {work['hardware'] / 1e15:,.1f} PFLOP, {work['recompute']:.2f} x the model's; "
     f"{work['kernels'] / 1e15:,.1f} in kernels",
   ]
-  if "time" not in found:
-    return [
-      *out,
-      "",
-      "no prediction of time: this program cannot be printed; try --config.codegen=False",
-    ]
   return out + _time(found) + _moved(found) + _kernels(found) + _costliest(found)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lpm_jax.plan import program
+from lpm_jax.plan.chips import Chip
 
 ON_CHIP = re.compile(r"S\((?!5\))[1-9]\d*\)")  # memory spaces other than HBM (0) and host (5)
 ON_HOST = "S(5)"
@@ -83,14 +84,16 @@ class Schedule:
   entry: str
   computations: dict[str, tuple[Operation, ...]]
 
-  def estimate(self, clock: float, flops: float, memory: float) -> Callable[[Operation], float]:
+  def estimate(self, clock: float, chip: Chip, memory: float) -> Callable[[Operation], float]:
     """Seconds of an instruction that is no kernel and moves nothing between devices.
 
     The compiler's cycles at a clock or, in a program for which it made no machine code, the
-    products in it at `flops` operations a second; what has none at `memory` bytes a second.
+    products in it at a share of the chip's peak; what has none at a share of `memory`, the bytes a
+    second of HBM.
     """
     if self.has_cycles():
       return lambda op: op.cycles / clock
+    flops, memory = chip.flops * chip.product_share, memory * chip.elementwise_share
     return lambda op: op.products / flops or (0.0 if op.part else op.moved / memory)
 
   def has_cycles(self) -> bool:

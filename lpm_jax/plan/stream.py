@@ -54,7 +54,8 @@ def plan(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     "assumed": dataclasses.asdict(chip) | {"memory": memory, "clock": chips.CLOCK},
     "options": options.options_of(config),
     "stages": [
-      _stage(of, *timed[key], predict.estimate_of(of, chip, memory)) for key, of in plans.items()
+      _stage(of, *timed[key], of.schedule.estimate(chips.CLOCK, chip, memory))
+      for key, of in plans.items()
     ],
     "do_not_fit": [
       {"stage": stage, "devices": count, "reason": reason}

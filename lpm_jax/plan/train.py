@@ -83,7 +83,7 @@ def _report(settings: dict) -> dict:
     "work": _work(step, work, len(devices)),
     "does_not_fit": made.refused,
   }
-  if made.text:
+  if not made.refused:
     read = schedule.read_schedule(made.text)
     machine = _machine(step, work, assumed, len(devices), read)
     played = timeline.run(read, machine)
@@ -203,10 +203,7 @@ def _machine(
     widest = max(reached, key=lambda g: g.slices)
     return widest, links.axis_of(step.mesh, places)
 
-  chip, memory = assumed.chip, assumed.links.memory
-  estimate = read.estimate(
-    assumed.clock, chip.flops * chip.product_share, memory * chip.elementwise_share
-  )
+  estimate = read.estimate(assumed.clock, assumed.chip, assumed.links.memory)
   return timeline.Machine(estimate, assumed.links, kernel_clock(work, assumed), group)
 
 

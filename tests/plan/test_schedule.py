@@ -2,7 +2,8 @@
 
 import pytest
 
-from lpm_jax.plan import schedule
+from lpm_jax.plan import compiled, schedule
+from lpm_jax.plan.chips import Chip
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -40,6 +41,11 @@ ENTRY %main (stack: f32[40,8,128], i: s32[]) -> f32[1,8,128] {
 ROW = 8 * 128 * 4
 
 
+def chip_of(flops: float) -> Chip:
+  """One whose shares are whole."""
+  return Chip(flops, 1.0, 1.0, 1.0, (), product_share=1.0, elementwise_share=1.0)
+
+
 def operations(groups: str = "{{0,1,2,3}}") -> dict[str, schedule.Operation]:
   read = schedule.read_schedule(TEXT.replace("GROUPS", groups))
   return {op.name: op for op in read.computations[read.entry]}
@@ -66,6 +72,50 @@ def test_a_wrapped_collective_is_what_it_wraps():
   wrapped = operations()["gather"]
   assert (wrapped.opcode, wrapped.part, wrapped.groups) == ("all-gather", "start", ((0, 1, 2, 3),))
   assert wrapped.result() == 4 * ROW
+
+
+def test_a_sum_with_a_part_taken_is_a_reduce_scatter():
+  """As the compiler for TPUs spells it: a fusion."""
+  text = """
+%all-reduce-scatter.1 (x: f32[8,128]) -> f32[4,128] {
+  %sum = f32[8,128] all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[4,128] {
+  ROOT %part = f32[4,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+  (part,) = schedule.read_schedule(text).computations["main"]
+  assert (part.opcode, part.part, part.groups) == ("reduce-scatter", "", ((0, 1),))
+  assert part.result() == 4 * 128 * 4
+
+
+def test_what_costs_most_counts_loops_and_neither_kernels_nor_collectives():
+  text = """
+%condition (state: (s32[], f32[8,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(20)
+}
+
+%body (state: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %product = bf16[8,128]{1,0} fusion(%x), kind=kOutput, metadata={op_name="jit(run)/dot"},\
+ backend_config={"window_config":{"estimated_cycles":"70"}}
+  %all = f32[8,128]{1,0} all-reduce(%product), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %splash = f32[8,128]{1,0} custom-call(%all), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %copy = f32[8,128]{1,0} copy(%x), backend_config={"window_config":{"estimated_cycles":"5"}}
+  %while = (s32[], f32[8,128]) while(%copy), condition=%condition, body=%body
+}
+"""
+  read = schedule.read_schedule(text)
+  assert [op.name for op in read.computations["body"] if op.kernel] == ["splash"]
+  assert read.computations["main"][-1].trips == 20
+  found = compiled.costliest(read, lambda op: op.cycles, 3)
+  assert [(one["operation"], one["seconds"]) for one in found] == [
+    ("fusion dot [8, 128]", 20 * 70),
+    ("copy  [8, 128]", 5),
+  ]
 
 
 @pytest.mark.parametrize(
@@ -141,13 +191,13 @@ ENTRY %main (a: {left}, b: {right}) -> {result} {{
   rows, inner, columns = sizes
   operation = read.computations["main"][-1]
   assert operation.products == 2 * rows * inner * columns
-  assert read.estimate(clock=1.0, flops=2.0, memory=1.0)(operation) == rows * inner * columns
+  assert read.estimate(1.0, chip_of(flops=2.0), 1.0)(operation) == rows * inner * columns
 
 
 def test_without_cycles_what_has_no_product_takes_its_bytes_through_memory():
   read = schedule.read_schedule(TEXT.replace('"estimated_cycles":"7"', '"x":"7"'))
   found = {op.name: op for op in read.computations[read.entry]}
-  estimate = read.estimate(clock=1.0, flops=1.0, memory=2.0)
+  estimate = read.estimate(1.0, chip_of(flops=1.0), 2.0)
   assert not read.has_cycles() and estimate(found["back"]) == found["back"].moved / 2.0
   assert estimate(found["plain"]) == 0.0, "collectives have a time of their own"
 

@@ -77,7 +77,8 @@ for part, group in zip((state.backbone, state.refiner, state.decoder), groups, s
 rules = (("heads", "context"), ("mlp", "context"))
 groups = devices[:2], devices[2:4], devices[:1]
 places = [Placement(make_mesh({"context": -1}, list(group)), rules) for group in groups]
-_, gathered = run(Pipeline(online, places).place(begun()), Pipeline(online, places).step)
+to_tokens = Pipeline(online, places)
+_, gathered = run(to_tokens.place(begun()), to_tokens.step)
 equal(gathered, expected)
 
 # the stages one after the other: waiting for each changes no bit

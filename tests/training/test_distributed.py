@@ -45,13 +45,17 @@ def test_a_coordinator_alone_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_where_no_cluster_is_found_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
-  def initialize(**_: object):
+  asked = []
+
+  def initialize(**given: object):
+    asked.append(given)
     raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
   distributed.start()
+  assert len(asked) == 1 and not jax.distributed.is_initialized()
 
 
 class Terminated(ToyTask):
