@@ -39,8 +39,14 @@ def test_whatever_moment_a_kill_hits_a_whole_checkpoint_is_chosen(tmp_path: path
     inside = args and isinstance(args[0], str | os.PathLike) and str(workdir) in os.fspath(args[0])
     if not (watched[0] and inside and event in ("open", "os.mkdir", "os.rename", "os.remove")):
       return
-    if lock.acquire(blocking=False):  # the copy's own operations are seen here too
-      shutil.copytree(workdir, copies / f"{len(os.listdir(copies))}", ignore_dangling_symlinks=True)
+    if not lock.acquire(blocking=False):  # the copy's own operations are seen here too
+      return
+    target = copies / f"{len(os.listdir(copies))}"
+    try:
+      shutil.copytree(workdir, target)
+    except OSError:  # another thread has moved on: no moment of the disk
+      shutil.rmtree(target)
+    finally:
       lock.release()
 
   copies.mkdir()

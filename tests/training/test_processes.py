@@ -16,7 +16,7 @@ from tests.training.toy import toy_config
 STEPS = 30
 SHARDED = {"sharding__mesh": {"data": 2, "fsdp": -1}, "sharding__rules": {"mlp": "fsdp"}}
 TOY = {"steps": STEPS, "evaluation__log_every": 1, "watchdog": {"lost_seconds": 30.0}} | SHARDED
-PACE = {"pace": 0.02}  # seconds an example: time to send a signal in
+PACE = {"pace": 0.3, "evaluation__sample_every": 1}  # 0.3 s a step: time to send a signal in
 
 
 @pytest.fixture(scope="module")

@@ -29,9 +29,9 @@ class Toy(nnx.Module):
 class ToyTask:
   """y = sin(x A), with noise drawn per index and in the step.
 
-  `config.poison`: a step that is NaN; `pace`: seconds that reading an example takes; `hang`: in the
-  process of this index, reading never ends after 100 examples; `bad_rows`: from step `bad_from` on,
-  a batch with one of these rows has its loss multiplied by `bad_scale` (NaN).
+  `config.poison`: a step that is NaN; `pace`: seconds that a sample takes; `hang`: in the process of
+  this index, reading never ends after 100 examples; `bad_rows`: from step `bad_from` on, a batch
+  with one of these rows has its loss multiplied by `bad_scale` (NaN).
   """
 
   def __init__(self, config: ConfigDict):
@@ -47,7 +47,6 @@ class ToyTask:
     read = itertools.count()
 
     def example(i: int, rng: np.random.Generator) -> dict:
-      time.sleep(self.config.get("pace", 0.0))
       if self.config.get("hang", -1) == jax.process_index() and next(read) >= 100:
         time.sleep(1000)
       return {"x": x[i] + 0.01 * rng.normal(size=8).astype(np.float32), "y": y[i], "i": np.int32(i)}
@@ -63,6 +62,9 @@ class ToyTask:
     bad &= step >= self.config.get("bad_from", 0)
     error = error * jnp.where(bad, self.config.get("bad_scale", jnp.nan), 1.0)
     return error, {"rmse": jnp.sqrt(error)}
+
+  def sample(self, model: Toy, workdir: str, step: int):
+    time.sleep(self.config.get("pace", 0.0))
 
   def config_dict(self) -> dict:
     return {"toy": 1}
