@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import batch_sharding, tree_shardings
 from lpm_jax.plan import chips
-from lpm_jax.training.optimiser import make_optimiser
+from lpm_jax.training.optimiser import optimiser_of
 from lpm_jax.training.state import TrainState, create_state
 from lpm_jax.training.step import make_step, trace_step
 from lpm_jax.training.task import Task, make_task
@@ -80,8 +80,7 @@ def _described(
     devices or chips.devices_of(config.topology),
     slices=config.sharding.get("slices"),
   )
-  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
-  optimiser = make_optimiser(config.optimiser, config.steps, stages)
+  optimiser = optimiser_of(task, config)
   state = jax.eval_shape(lambda: create_state(task.build(nnx.Rngs(config.seed)), optimiser))
   shardings = tree_shardings(state, mesh, config.sharding.rules)
   placed = jax.tree.map(lambda x, s: Shape(x.shape, x.dtype, sharding=s), state, shardings)

@@ -56,6 +56,32 @@ class StreamSettings:
     """Forward passes of backbone and refiner for a chunk, those that fill the caches included."""
     return len(self.backbone) + (self.history is not None), 2
 
+  def of_backbone(self) -> "Evaluations":
+    """How the backbone makes a chunk."""
+    return Evaluations(self.backbone, self.history)
+
+  def of_refiner(self) -> "Evaluations":
+    """How the refiner makes a chunk."""
+    return Evaluations((self.refiner,), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluations:
+  """How one transformer makes a chunk.
+
+  Attributes:
+    levels: timesteps at which it predicts the chunk clean, one after the other.
+    history: timestep at which it then reads its result once more for its cache; None: the cache
+      takes what the last evaluation left.
+  """
+
+  levels: tuple[float, ...]
+  history: float | None
+
+  def noises(self, key: Array, shape: tuple[int, ...]) -> Array:
+    """Noise of each evaluation of a chunk of `shape`, [evaluations, *shape]."""
+    return jax.random.normal(key, (len(self.levels) + bool(self.history), *shape))
+
 
 @struct.dataclass
 class StreamState:
@@ -180,14 +206,8 @@ def coarse_latents(
   shape: tuple[int, ...],
 ) -> tuple[Array, StreamCache]:
   """Noise -> coarse latents of `shape`; the cache takes them in with the noise of the history."""
-  levels = settings.backbone
-  noises = jax.random.normal(key, (len(levels) + 1, *shape))
-  clean, past = jnp.zeros(shape), _past(backbone, cache, shape)
-  for level, noise in zip(levels, noises, strict=False):
-    clean, kept = _evaluate(backbone, past, clean, noise, level, conditions)
-  if settings.history is not None:
-    _, kept = _evaluate(backbone, past, clean, noises[-1], settings.history, conditions)
-  return clean, cache.pushed(kept)
+  how = settings.of_backbone()
+  return _made(backbone, cache, how, conditions, how.noises(key, shape), jnp.zeros(shape))
 
 
 def refined_latents(
@@ -199,9 +219,23 @@ def refined_latents(
   coarse: Array,
 ) -> tuple[Array, StreamCache]:
   """Coarse latents -> latents; the cache takes them in clean."""
-  noise, past = jax.random.normal(key, coarse.shape), _past(refiner, cache, coarse.shape)
-  clean, _ = _evaluate(refiner, past, coarse, noise, settings.refiner, conditions)
-  _, kept = _evaluate(refiner, past, clean, noise, 0.0, conditions)
+  how = settings.of_refiner()
+  return _made(refiner, cache, how, conditions, how.noises(key, coarse.shape), coarse)
+
+
+def _made(
+  model: VideoTransformer,
+  cache: StreamCache,
+  how: Evaluations,
+  conditions: Conditions,
+  noises: Array,
+  clean: Array,
+) -> tuple[Array, StreamCache]:
+  past = past_of(model, cache, clean.shape)
+  for level, noise in zip(how.levels, noises, strict=False):
+    clean, kept = evaluate(model, past, clean, noise, level, conditions)
+  if how.history is not None:
+    _, kept = evaluate(model, past, clean, noises[-1], how.history, conditions)
   return clean, cache.pushed(kept)
 
 
@@ -220,17 +254,17 @@ def decoded_video(vae: VideoVAE, cache: VAECache, latents: Array) -> tuple[Array
 Past = tuple[Sequence[TurnedCache], Array]  # what a chunk sees, and where it stands
 
 
-def _past(model: VideoTransformer, cache: StreamCache, shape: tuple[int, ...]) -> Past:
+def past_of(model: VideoTransformer, cache: StreamCache, shape: tuple[int, ...]) -> Past:
   """The caches for all evaluations of a chunk of `shape`."""
   return [model.turned(view, *shape[2:4]) for view in cache.view()], cache.start()
 
 
-def _evaluate(
+def evaluate(
   model: VideoTransformer,
   past: Past,
   clean: Array,
   noise: Array,
-  level: float,
+  level: float | Array,
   conditions: Conditions,
 ) -> tuple[Array, KVCache]:
   """Noises latents to a timestep and predicts them clean; also what they leave behind there."""

@@ -32,7 +32,7 @@ from lpm_jax.training.checkpoints import Checkpoints, Restored, abstract, check_
 from lpm_jax.training.distributed import Restart
 from lpm_jax.training.goodput import Goodput
 from lpm_jax.training.guard import BadStepError, Guard, read_guard, skipping, with_limits
-from lpm_jax.training.optimiser import make_optimiser
+from lpm_jax.training.optimiser import optimiser_of
 from lpm_jax.training.preemption import PreemptionNotice
 from lpm_jax.training.state import TrainState, averaged_model, create_state
 from lpm_jax.training.step import CompiledStep, make_step
@@ -56,8 +56,7 @@ def prepare(config: ConfigDict) -> Setup:
   """Builds the initial state: shapes first, then shardings, then arrays where they belong."""
   task = make_task(config)
   mesh = make_mesh(config.sharding.mesh, slices=config.sharding.get("slices"))
-  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
-  optimiser = make_optimiser(config.optimiser, config.steps, stages)
+  optimiser = optimiser_of(task, config)
 
   def init() -> TrainState:
     return create_state(task.build(nnx.Rngs(config.seed)), optimiser)
@@ -365,6 +364,8 @@ def export(config: ConfigDict, workdir: str | os.PathLike, setup: Setup, state: 
   model = averaged_model(setup.graphdef, state)
   if hasattr(setup.task, "finish"):
     setup.task.finish(model)
+  if hasattr(setup.task, "exported"):
+    model = setup.task.exported(model)
   if jax.process_index() > 0:
     return
   name = f"{config.export}.safetensors"

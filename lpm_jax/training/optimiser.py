@@ -81,3 +81,11 @@ def make_optimiser(
   if any(rules for _, rules in stages):
     parts.append(scale_by_stage(stages))
   return optax.chain(*parts)
+
+
+def optimiser_of(task: object, config: ConfigDict) -> optax.GradientTransformation:
+  """The task's own optimiser, or the one of `config.optimiser`."""
+  if hasattr(task, "optimiser"):
+    return task.optimiser()
+  stages = task.learning_rates() if hasattr(task, "learning_rates") else ()
+  return make_optimiser(config.optimiser, config.steps, stages)

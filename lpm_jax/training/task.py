@@ -13,6 +13,10 @@ TASKS = {
   "probe": "lpm_jax.evaluation.probe_task.ProbeTask",
   "audio": "lpm_jax.training.audio.AudioTask",
   "base": "lpm_jax.training.base.BaseTask",
+  "regression": "lpm_jax.distillation.tasks.RegressionTask",
+  "off_policy": "lpm_jax.distillation.tasks.OffPolicyTask",
+  "on_policy": "lpm_jax.distillation.tasks.OnPolicyTask",
+  "refiner": "lpm_jax.distillation.tasks.RefinerTask",
 }
 
 
@@ -22,10 +26,12 @@ class Task(Protocol):
   A task may also have:
     stages(seed) -> [(steps, dataset)]: endless, shuffled datasets in place of `dataset`;
     learning_rates() -> [(steps, [(path regex, factor), ...])]: factors stage by stage;
+    optimiser() -> the optimiser, in place of that of `config.optimiser`;
     initialiser() -> fill(model) | None: puts weights trained before into the fresh model, in place;
     draw(batch, key) -> {name: [B, ...]}: random numbers of each example, added to the batch, so
       that a batch cut into parts has the same ones as a whole one;
     finish(model): last changes to the averaged model before it is exported;
+    exported(model) -> the part of it that is exported; by default all of it;
     sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """
 

@@ -1,0 +1,98 @@
+"""Online LPM of the shipped Base, in four stages, each from the weights that the one before left.
+
+  lpm distill --config=configs/puppets/online.py:regression --workdir=runs/online/1
+  lpm distill --config=configs/puppets/online.py:off_policy --workdir=runs/online/2
+  lpm distill --config=configs/puppets/online.py:on_policy --workdir=runs/online/3
+  lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
+
+`:flow` takes the place of `:regression` and needs no trajectories: clips, chunk by chunk. `STAGE,tiny`
+is a model of a few thousand parameters that runs in seconds. docs/distillation.md explains all.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.puppets import base
+
+STAGES = ("regression", "flow", "off_policy", "on_policy", "refiner")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """The recipe of a stage; `arg` is one of STAGES, or with ",tiny" behind it."""
+  stage, _, size = (arg or "").partition(",")
+  if stage not in STAGES or size not in ("", "tiny"):
+    raise ValueError(f"configs/puppets/online.py: found :{arg}, expected one of {STAGES}")
+  tiny = size == "tiny"
+  c = base.get_config("tiny" if tiny else None)
+  matching = stage not in ("regression", "flow")
+  c.task = stage if matching else "regression"
+  c.export = "refiner" if stage == "refiner" else "backbone"
+  c.batch_size = 2 if tiny else 8
+  c.steps = 6 if tiny else dict(regression=800, flow=1_200).get(stage, 600)
+
+  # weights: what learns, who teaches, and whose streams the refiner refines
+  c.student = "puppets"
+  c.teacher = "puppets"
+  c.backbone = "runs/online/3/weights"
+  if matching:
+    c.student = "runs/online/1/weights" if stage == "off_policy" else "runs/online/2/weights"
+  if stage == "refiner":
+    c.student = "puppets"
+
+  # data: the picture and three chunks
+  frames = 1 if tiny else 6
+  c.data.chunks = 2 if tiny else 3
+  c.data.latent_frames = 1 + c.data.chunks * frames
+  c.data.height = c.data.width = 64
+  if stage == "regression":
+    c.data.path = "data/puppets_trajectories/train"
+
+  # stream (lpm_jax.streaming.sampler.StreamSettings)
+  c.stream = ConfigDict()
+  c.stream.causal = dict(frames=frames, sink=1 if tiny else 3, window=1 if tiny else 2)
+  c.stream.backbone = (1.0, 0.757)
+  c.stream.refiner = 0.522
+  c.stream.history = 0.1
+
+  # loss
+  if not matching:
+    c.objective = "ode" if stage == "regression" else "flow"
+    c.levels = (1.0, 0.757, 0.522)  # of the trajectories' points, but for their end
+  else:
+    c.loss = ConfigDict()
+    c.loss.shift = 2.5
+    c.loss.guidance = (2.0, 2.0)  # of the teacher: text, audio
+    c.loss.every = 2 if tiny else 5
+    c.loss.regression = 0.25  # stage 2
+    c.loss.horizon = 2 if tiny else 8  # stage 3: steps of three seconds that a stream lasts
+    c.loss.update(corrupted=0.2, corrupted_to=0.5)
+
+  # stages: clips from their beginning
+  kinds = dict(speak=0.34, listen=0.22, idle=0.22, dialogue=0.22)
+  slow = ((r"^(text|speak|listen)/", 0.1),)
+  c.stages = (
+    dict(
+      name=stage,
+      steps=c.steps,
+      mixture=kinds,
+      extra_references=1.0,
+      learning_rates=() if matching else slow,
+    ),
+  )
+
+  # optimiser: one, or that of the student and that of the fake score
+  c.optimiser.update(learning_rate=3e-4, final_learning_rate=3e-5, warmup=1 if tiny else 50)
+  c.optimiser.ema = 0.99
+  if matching:
+    one = c.optimiser.to_dict() | dict(b1=0.0, b2=0.999, warmup=0)
+    c.optimiser = ConfigDict(dict(ema=c.optimiser.ema))
+    c.optimiser.student = one | dict(learning_rate=1e-4, final_learning_rate=1e-4)
+    c.optimiser.fake = one | dict(learning_rate=1e-4, final_learning_rate=1e-4)
+
+  # sharding: streams that go on lie like the batch
+  c.sharding.rules.batch = ("data", "fsdp")
+
+  # checkpoint, evaluation
+  c.checkpoint.every = 2 if tiny else 100
+  c.evaluation.log_every = 1 if tiny else 10
+  c.evaluation.sample_every = 0
+  return c

@@ -1,0 +1,93 @@
+"""The networks of a distillation in one module: who learns, who is frozen."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from lpm_jax.models.attention import TeacherForcing
+from lpm_jax.models.conditions import Conditions
+from lpm_jax.models.lpm import LPM, LPMConfig
+from lpm_jax.models.transformer import VideoTransformer
+from lpm_jax.streaming.sampler import StreamSettings
+
+
+class Frozen(nnx.Variable):
+  """A weight that never learns: no gradient, no moments, no average."""
+
+
+def freeze(module: nnx.Module, dtype: DTypeLike | None = None) -> nnx.Module:
+  """The module with every parameter Frozen, in place; stored as `dtype` if one is given."""
+  for _, part in nnx.iter_modules(module):
+    for name, value in list(vars(part).items()):
+      if isinstance(value, nnx.Param):
+        weight = value[...] if dtype is None else value[...].astype(dtype)
+        setattr(part, name, Frozen(weight, **value.get_metadata()))
+  return module
+
+
+class Scores(nnx.Module):
+  """Both scores of distribution matching.
+
+  Attributes:
+    teacher: the frozen Base.
+    fake: follows what the student makes; it has the teacher's conditions.
+  """
+
+  def __init__(self, config: LPMConfig, *, frozen_dtype: DTypeLike | None, rngs: nnx.Rngs):
+    self.teacher = freeze(LPM(config, rngs=rngs), frozen_dtype)
+    self.fake = VideoTransformer(config.transformer, rngs=rngs)
+
+
+class Distilled(nnx.Module):
+  """What a task of distillation trains and what it needs for that.
+
+  Attributes:
+    student: the model that is exported, an LPM; its transformer learns.
+    scores: teacher and fake score, where distributions are matched.
+    backbone: frozen, where the student is the refiner.
+  """
+
+  def __init__(
+    self,
+    config: LPMConfig,
+    *,
+    scores: bool,
+    backbone: bool,
+    frozen_dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
+    self.student = LPM(config, rngs=rngs)
+    self.scores = Scores(config, frozen_dtype=frozen_dtype, rngs=rngs) if scores else None
+    self.backbone = freeze(LPM(config, rngs=rngs), frozen_dtype) if backbone else None
+
+
+def forced_velocity(
+  model: VideoTransformer,
+  settings: StreamSettings,
+  history: Array,
+  noisy: Array,
+  timestep: Array,
+  conditions: Conditions,
+  history_level: float,
+) -> Array:
+  """Velocity of every chunk of a clip in one pass, each seeing those before it as they truly are.
+
+  Args:
+    history: what a chunk sees of the others [B, F, H, W, C]; the main picture, clean, comes first.
+    noisy: what it sees of itself; its main picture is not looked at.
+    timestep: of `noisy`, [B, F].
+    conditions: of all F frames (`heard.whole`).
+    history_level: timestep of `history`.
+
+  Returns fp32 [B, F, H, W, C].
+  """
+  frames = history.shape[1]
+  past = jnp.full(timestep.shape, history_level).at[:, 0].set(0.0)
+  twice = lambda x: jnp.concatenate([x, x], axis=1)  # noqa: E731
+  return model(
+    jnp.concatenate([history, noisy], axis=1),
+    jnp.concatenate([past, timestep], axis=1),
+    conditions.replace(speak=twice(conditions.speak), listen=twice(conditions.listen)),
+    causal=TeacherForcing(settings.causal, frames),
+  )[:, frames:]
