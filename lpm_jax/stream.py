@@ -34,17 +34,18 @@ def stream_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pa
   """Streams what the config names into WORKDIR/OUTPUT, with timings and a drift report beside it.
 
   Args:
-    config: the fields of `media.Request`; `weights`, `seed`, `output`, `scale`; `minutes` (0: as
-      long as the sound), `repeat` (sound and texts begin anew when they end), `part_seconds`;
-      `stream` (fields of StreamSettings, chunks as `causal`), `session` (fields of
-      SessionSettings).
+    config: the fields of `media.Request`; `weights` and optionally `vae` (folders for
+      `loading.load_stream`), `seed`, `output`, `scale`; `minutes` (0: as long as the sound),
+      `repeat` (sound and texts begin anew when they end), `part_seconds`; `stream` (fields of
+      StreamSettings, chunks as `causal`), `session` (fields of SessionSettings).
     workdir: folder that is written.
 
   Returns:
     The path of the mp4: stereo, left the character and right the partner.
 
   Raises:
-    ValueError: an input is missing or cannot be used, or the workdir holds another stream.
+    ValueError: an input is missing or cannot be used, weights do not fit, or the workdir holds
+      another stream.
   """
   output = pathlib.Path(workdir) / config.output
   request = media.Request.from_config(config)
@@ -52,8 +53,8 @@ def stream_to_file(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pa
     request = dataclasses.replace(request, seconds=60.0 * config.minutes)
   media.check_writable(output)
   inputs = media.read_inputs(request, spool=output.parent)
-  models = loading.load_models(config.weights)
-  performer = Performer(*models, stream_settings(config.stream))
+  models = loading.load_stream(config.weights, config.get("vae", ""))
+  performer = Performer(models.lpm, models.vae, stream_settings(config.stream), models.refiner)
   recording = _Recording(config, pathlib.Path(workdir), inputs, performer)
   recording.perform()
   recording.finish(output)

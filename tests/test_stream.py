@@ -13,9 +13,13 @@ from tests.streaming.small import PICTURE, SETTINGS, make_models
 from tests.streaming.test_sound import tone
 
 
+def small_models(*_) -> stream.loading.StreamModels:
+  return stream.loading.StreamModels(*make_models(), None)
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-  monkeypatch.setattr(stream.loading, "load_models", lambda _: make_models())
+  monkeypatch.setattr(stream.loading, "load_stream", small_models)
   Image.fromarray(PICTURE).save(tmp_path / "picture.png")
   for name, loud in (("character", 0.3), ("partner", 0.2)):
     wavfile.write(tmp_path / f"{name}.wav", 16_000, tone(2.0, loud=loud))
@@ -54,7 +58,7 @@ def test_a_killed_stream_goes_on_as_if_it_had_not_been(config, tmp_path, monkeyp
   with pytest.raises(KeyboardInterrupt):
     stream.stream_to_file(config, tmp_path / "killed")
   monkeypatch.undo()
-  monkeypatch.setattr(stream.loading, "load_models", lambda _: make_models())
+  monkeypatch.setattr(stream.loading, "load_stream", small_models)
   assert not (tmp_path / "killed" / "stream.mp4").exists()
   found = media.read_video(stream.stream_to_file(config, tmp_path / "killed")).frames
   np.testing.assert_array_equal(found, whole)

@@ -1,10 +1,14 @@
 """Base LPM on puppets, measured on held-out characters, voices, sentences and a held-out style.
 
+Streams are measured beside it by configs/eval/online.py.
+
 lpm evaluate --config=configs/eval/puppets.py --workdir=runs/evaluation
 lpm evaluate --config=configs/eval/puppets.py:quick --workdir=demo/evaluation
 """
 
 from ml_collections import ConfigDict
+
+from configs.puppets import stream
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -21,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.suites.heldout_style = 0 if quick else 8
   c.suites.identity = 0 if quick else 8
   c.suites.frames = 73
-  # systems
+  # systems: also "online", the stream of c.weights, and names of c.online
   c.systems = ("render", "vae", "model", "still")
   c.weights = (
     "puppets"  # the shipped weights, or a folder with base.safetensors and vae.safetensors
@@ -30,6 +34,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.generation.steps = 8 if quick else 20
   c.generation.shift = 2.5  # as in training
   c.generation.references = 13  # all that a clip can carry
+  c.online = (
+    ConfigDict()
+  )  # further streams: name = folder (see lpm_jax.weights.loading.load_stream)
+  c.stream = stream.get_config().stream  # of all streams
   # instrument
   c.probe_weights = "puppets"
   c.probe_characters = 8 if quick else 100  # a style, for the probe's own error

@@ -31,7 +31,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.repeat = False  # sound and texts begin anew when they end
 
   # model
+  # the shipped weights, or a folder: backbone.safetensors (else base.safetensors streams as it is),
+  # refiner.safetensors where there is one, vae.safetensors
   c.weights = "puppets"
+  c.vae = ""  # folder of the autoencoder where that of the weights has none
   c.size = 64
   c.stream = ConfigDict()  # fields of lpm_jax.streaming.sampler.StreamSettings
   c.stream.causal = dict(frames=6, sink=3, window=2)

@@ -1,8 +1,13 @@
-"""The goals a puppet model is measured against, decided from the results of `run.evaluate`."""
+"""The goals a puppet model is measured against, decided from the results of `run.evaluate`.
+
+And what streams keep of Base, measure by measure.
+"""
 
 import dataclasses
 from collections.abc import Callable
 
+BASE = "model"
+ANCHORS = ("render", "vae", "still")  # systems that are no models
 NEAR_CHANCE = 0.10  # "near chance": within ten points of it
 STYLE_SHARE = 0.85  # the held-out style within 15 % of the trained ones
 
@@ -124,3 +129,83 @@ def judge(systems: dict[str, dict]) -> list[dict]:
       }
     )
   return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """A measure of which a stream keeps a share of Base's; `lower` says that less is better."""
+
+  name: str
+  read: Callable[[dict], float | None]
+  lower: bool = False
+  form: str = ".2f"
+
+
+# Not among them: the lag, which is best at 0, and PSNR, for a ratio of decibels means nothing.
+KEPT = (
+  Kept("lip correlation", _heldout("lip_correlation")),
+  Kept("mouth motion listening / speaking", _heldout("mouth_motion_listening"), True, ".1%"),
+  Kept("mouth motion idle / speaking", _heldout("mouth_motion_idle"), True, ".1%"),
+  Kept("nod F1", _heldout("nod_f1")),
+  Kept("brows rise on a question", _heldout("brows_on_question"), form=".0%"),
+  Kept("smile on laughter", _heldout("smile_on_laughter"), form=".0%"),
+  Kept("gaze away on hesitations", _heldout("gaze_shift"), form=".0%"),
+  Kept("idle actions recognised", _heldout("actions_recognised"), form=".0%"),
+  Kept("emotion followed, correlation", _heldout("emotion_correlation")),
+  Kept("SSIM to the render", _heldout("ssim"), form=".3f"),
+  Kept("pose error", _heldout("pose_error"), True, ".3f"),
+  Kept("flicker", _heldout("flicker"), True),
+  Kept("colour drift", _heldout("colour_drift"), True),
+  Kept("frozen frames", _heldout("freeze_ratio"), True, ".1%"),
+  Kept("seam index", _heldout("seam_index"), True),
+  Kept("seam index over latents' borders", _heldout("seam_over_latents"), True),
+  Kept("hidden attributes with references", _identity("identity_with"), form=".0%"),
+  Kept(
+    "held-out style, lip correlation",
+    lambda scores: scores.get("heldout_style", {}).get("lip_correlation"),
+  ),
+  Kept(
+    "held-out style, idle actions",
+    lambda scores: scores.get("heldout_style", {}).get("actions_recognised"),
+    form=".0%",
+  ),
+)
+
+
+def kept_share(online: float | None, base: float | None, lower: bool = False) -> float | None:
+  """How much of Base's value a stream keeps: 1 is all of it, more is better than Base.
+
+  online / base, the other way round where lower is better. None where either is missing, or where
+  what is divided by is not positive; never under 0, for a wrong sign keeps nothing.
+  """
+  if online is None or base is None:
+    return None
+  above, below = (base, online) if lower else (online, base)
+  return max(0.0, above / below) if below > 0 else None
+
+
+def retention(systems: dict[str, dict]) -> list[dict]:
+  """What every stream keeps of Base, by measure; empty unless Base and a stream are among them.
+
+  Args:
+    systems: {system: scores} of `run.evaluate`, NaN already None.
+
+  Returns:
+    Rows {"name", "form" of a value, "base", "online": {system: value}, "kept": {system: share},
+    "lines": {system: "SYSTEM keeps 84 % of Base"}}; what is undefined is None, in a line "n/a".
+  """
+  streams = [name for name in systems if name not in (*ANCHORS, BASE)]
+  if BASE not in systems or not streams:
+    return []
+  rows = []
+  for measure in KEPT:
+    base, online = measure.read(systems[BASE]), {n: measure.read(systems[n]) for n in streams}
+    kept = {n: kept_share(value, base, measure.lower) for n, value in online.items()}
+    lines = {n: f"{n} keeps {_percent(share)} of Base" for n, share in kept.items()}
+    found = {"base": base, "online": online, "kept": kept, "lines": lines}
+    rows.append({"name": measure.name, "form": measure.form, **found})
+  return rows
+
+
+def _percent(share: float | None) -> str:
+  return "n/a" if share is None else f"{100 * share:.0f} %"

@@ -4,6 +4,8 @@ All take uint8 videos [T, H, W, 3] and return plain floats. SSIM is written out 
 et al. 2004 constants) because no image library is among the dependencies.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 PSNR_CAP = 100.0
@@ -78,17 +80,25 @@ def _frame_differences(video: np.ndarray) -> np.ndarray:
   return np.abs(np.diff(video.astype(np.float32), axis=0)).mean((1, 2, 3))
 
 
-def seam_index(video: np.ndarray, borders: list[int]) -> float:
-  """Frame difference at chunk borders over the median elsewhere: 1 is no seam, NaN no border.
+def seam_index(videos: Sequence[np.ndarray], chunk: int, every: int = 1) -> float:
+  """How much more a video changes where one chunk ends than elsewhere: 1 is no seam.
 
-  A border b lies between the frames b - 1 and b.
+  With d(t) the mean absolute difference of frames t and t + 1 over pixels and channels, frame 0 the
+  picture and frames 1 .. `chunk` the first chunk: the mean of d at t = chunk, 2 chunk, ... over the
+  mean of d at all other multiples of `every`, t > 0, both over all videos. With `every` 4 these are
+  the other borders of latent frames, where a decoder of noisy latents steps as well. The step from
+  the picture, d(0), is a seam of its own kind and counts on neither side. NaN without a border, and
+  where nothing moves elsewhere.
   """
-  difference = _frame_differences(video)
-  at_border = np.zeros(len(difference), bool)
-  at_border[[b - 1 for b in borders if 0 < b <= len(difference)]] = True
-  if not at_border.any() or at_border.all():
+  at, elsewhere = [], []
+  for video in videos:
+    difference, step = _frame_differences(video)[1:], np.arange(1, len(video) - 1)
+    at.append(difference[step % chunk == 0])
+    elsewhere.append(difference[(step % chunk != 0) & (step % every == 0)])
+  at, elsewhere = (np.concatenate(parts) if parts else np.zeros(0) for parts in (at, elsewhere))
+  if not at.size or not elsewhere.any():
     return float("nan")
-  return float(difference[at_border].mean() / max(np.median(difference[~at_border]), 1e-6))
+  return float(at.mean() / elsewhere.mean())
 
 
 def freeze_ratio(video: np.ndarray, threshold: float = 0.1) -> float:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 matplotlib.use("Agg", force=False)
 
 COLOURS = {"render": "#222222", "vae": "#c08a2e", "model": "#2563a8", "still": "#8a8f98"}
+_OTHERS = ("#b3402e", "#2f8f5b", "#7a4fa3", "#c2559d", "#4d7f8c")  # further systems, in turn
 _STATE_COLOURS = ("#ffffff", "#dbe8f6", "#e6f1e0")
 _STATE_NAMES = ("idle", "speaking", "listening")
 
@@ -64,8 +66,9 @@ def track_plot(
       transform=axes.get_xaxis_transform(),
     )
   axes.plot(seconds, truth, color="#222222", lw=2.2, alpha=0.35, label="truth")
+  others = itertools.cycle(_OTHERS)
   for name, track in tracks.items():
-    axes.plot(seconds, track, color=COLOURS.get(name, "#2563a8"), lw=1.2, label=name)
+    axes.plot(seconds, track, color=COLOURS.get(name) or next(others), lw=1.2, label=name)
   axes.set_xlim(0, len(truth) / fps)
   axes.set_xlabel("seconds", fontsize=8, color="#555555")
   axes.set_ylabel(label, fontsize=8, color="#555555")

@@ -3,13 +3,13 @@
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from data_pipelines.puppets.behaviour import ACTIONS
 from lpm_jax import media
-from lpm_jax.evaluation import actions, page, plots
+from lpm_jax.evaluation import actions, goals, page, plots
 from lpm_jax.evaluation.scoring import Take, mouth_track
 
 SYSTEM_NAMES = {"render": "render", "vae": "through the VAE", "model": "model", "still": "still"}
@@ -33,6 +33,13 @@ MEASURES = (
   ("flicker", "flicker, luma levels", ".2f"),
   ("colour_drift", "colour drift, ΔE", ".2f"),
   ("freeze_ratio", "frozen frames", ".1%"),
+  ("seam_index", "change at chunk borders / elsewhere", ".2f"),
+  ("seam_over_latents", "change at chunk borders / other latents' borders", ".2f"),
+)
+COSTS = (
+  ("evaluations_per_second", "evaluations a second of video", ".1f"),
+  ("evaluations_per_frame", "evaluations of every frame", ".0f"),
+  ("cache_passes_per_second", "passes that fill caches, a second", ".1f"),
 )
 GROUP_MEASURES = ("lip_correlation", "lip_lag_frames", "nod_f1", "actions_recognised", "ssim")
 _FORMATS = {key: form for key, _, form in MEASURES}
@@ -51,38 +58,66 @@ def headline_table(systems: dict[str, dict], suite: str = "heldout") -> dict:
     [label, *(number(systems[name].get(suite, {}).get(key), form) for name in names)]
     for key, label, form in MEASURES
   ]
+  rows += [
+    [label, *(number(systems[name].get("cost", {}).get(key), form) for name in names)]
+    for key, label, form in COSTS
+    if any("cost" in scores for scores in systems.values())
+  ]
   return {"head": ["", *names], "rows": rows}
 
 
-def group_table(groups: dict[str, dict], first: str) -> dict:
-  """Groups of clips of one system (styles, kinds) over the measures that can differ."""
-  head = [first, "clips", *(_LABELS[key] for key in GROUP_MEASURES)]
-  rows = [
-    [name, scores["clips"], *(number(scores[key], _FORMATS[key]) for key in GROUP_MEASURES)]
-    for name, scores in groups.items()
-  ]
+def models_of(names: Iterable[str]) -> list[str]:
+  """Those of the systems that are models: Base and the streams; the render where there is none."""
+  names = list(names)
+  return [name for name in names if name not in goals.ANCHORS] or ["render"]
+
+
+def group_table(groups: dict[str, dict[str, dict]], first: str) -> dict:
+  """Groups of clips (styles, kinds) of {system: {group: scores}}, over what can differ.
+
+  One row a group and system; a single system is not named.
+  """
+  several = ["system"] if len(groups) > 1 else []
+  head = [first, *several, "clips", *(_LABELS[key] for key in GROUP_MEASURES)]
+  rows = []
+  for name in dict.fromkeys(name for of_system in groups.values() for name in of_system):
+    for system, scores in ((s, of_system[name]) for s, of_system in groups.items()):
+      values = (number(scores[key], _FORMATS[key]) for key in GROUP_MEASURES)
+      rows.append([name, *([system] if several else []), scores["clips"], *values])
   return {"head": head, "rows": rows}
 
 
 def identity_table(systems: dict[str, dict]) -> dict:
   """Hidden attributes: accuracy with and without the references that show them, and chance."""
-  model, render = systems.get("model", {}), systems.get("render", {})
+  models, render = models_of(systems), systems.get("render", {})
   rows = []
-  for name, scores in model.get("identity_with", {}).items():
-    without = model["identity_without"][name]
+  for name, scores in systems[models[0]].get("identity_with", {}).items():
+    row = [name.replace("_", " "), scores["clips"]]
+    for model in models:
+      for suite in ("identity_with", "identity_without"):
+        row.append(number(systems[model][suite][name]["accuracy"], ".0%"))
     anchor = render.get("identity_with", {}).get(name, {})
-    rows.append(
-      [
-        name.replace("_", " "),
-        scores["clips"],
-        number(scores["accuracy"], ".0%"),
-        number(without["accuracy"], ".0%"),
-        number(scores["chance"], ".0%"),
-        number(anchor.get("accuracy"), ".0%"),
-      ]
-    )
-  head = ["attribute", "clips", "with references", "main picture only", "chance", "render itself"]
-  return {"head": head, "rows": rows}
+    rows.append([*row, number(scores["chance"], ".0%"), number(anchor.get("accuracy"), ".0%")])
+  head = ["attribute", "clips"]
+  for model in models:
+    of_model = f"{model}: " if len(models) > 1 else ""
+    head += [f"{of_model}with references", f"{of_model}main picture only"]
+  return {"head": [*head, "chance", "render itself"], "rows": rows}
+
+
+def retention_table(rows: Sequence[dict]) -> dict:
+  """What streams keep of Base, rows of `goals.retention`: the share, and both values."""
+  names = list(rows[0]["online"])
+  cells = [
+    [row["name"], *(_kept(row, name) for name in names), number(row["base"], row["form"])]
+    for row in rows
+  ]
+  return {"head": ["", *(f"{name} keeps" for name in names), "of Base"], "rows": cells}
+
+
+def _kept(row: dict, name: str) -> str:
+  share, value = row["kept"][name], number(row["online"][name], row["form"])
+  return f"{'n/a' if share is None else format(share, '.0%')} ({value})"
 
 
 def probe_table(own_error: dict[str, dict]) -> dict:
@@ -123,11 +158,12 @@ def side_by_side(takes: dict[str, Take], scale: int = 3) -> dict:
 
 
 def mouth_figures(chosen: Sequence[dict[str, Take]]) -> list[dict]:
-  """Mouth opening over time of chosen clips: truth, VAE, model."""
+  """Mouth opening over time of chosen clips: truth, VAE, models."""
   figures = []
   for takes in chosen:
     clip = next(iter(takes.values())).clip
-    tracks = {name: mouth_track(one) for name, one in takes.items() if name in ("vae", "model")}
+    shown = ("vae", *models_of(takes))
+    tracks = {name: mouth_track(one) for name, one in takes.items() if name in shown}
     truth = next(iter(takes.values())).measured.field("mouth_open")[1]
     uri = plots.track_plot(tracks, truth, clip.state, "mouth open", clip.fps)
     figures.append({"uri": uri, "caption": f"{clip.clip_id}, {clip.style}"})
@@ -137,18 +173,22 @@ def mouth_figures(chosen: Sequence[dict[str, Take]]) -> list[dict]:
 def sections(results: dict, chosen: Sequence[dict[str, Take]]) -> list[dict]:
   """All tables and figures below the clips, in reading order."""
   systems = results["systems"]
-  played = systems.get("model", systems["render"])
-  table = played.get("confusion") or {}
-  confused = plots.confusion_plot(table, [*ACTIONS, actions.NONE]) if table else None
-  styles = played.get("by_style", {})
-  if "heldout_style" in played:
-    styles = styles | {"held-out style": played["heldout_style"]}
+  played = {name: systems[name] for name in models_of(systems)}
+  confused = {n: scores["confusion"] for n, scores in played.items() if scores.get("confusion")}
+  styles = {
+    name: scores.get("by_style", {})
+    | ({"held-out style": scores["heldout_style"]} if "heldout_style" in scores else {})
+    for name, scores in played.items()
+  }
   found = [
     {
       "title": "Systems",
       "note": "Held-out characters, voices and sentences. Every system runs through the same code; "
       "the render is what a perfect model scores under this probe, the still picture what a "
-      "motionless one does. A dash means that the measure decides nothing there.",
+      "motionless one does. A dash means that the measure decides nothing there. Change at chunk "
+      "borders: mean difference of the two frames around the end of a chunk, over that of all "
+      "other neighbours but the first picture's, or over that at the other borders of latent "
+      "frames, where noisy latents step too; taken at the same frames in every system.",
       "table": headline_table(systems),
       "figures": [],
     },
@@ -167,11 +207,11 @@ def sections(results: dict, chosen: Sequence[dict[str, Take]]) -> list[dict]:
     {
       "title": "Kinds of scene",
       "note": "What the character does in the clip.",
-      "table": group_table(played.get("by_kind", {}), "kind"),
+      "table": group_table({n: s.get("by_kind", {}) for n, s in played.items()}, "kind"),
       "figures": [],
     },
   ]
-  if "identity_with" in played and "model" in systems:
+  if all("identity_with" in scores for scores in played.values()) and "render" not in played:
     found.append(
       {
         "title": "Hidden attributes",
@@ -188,8 +228,25 @@ def sections(results: dict, chosen: Sequence[dict[str, Take]]) -> list[dict]:
         "title": "Idle actions",
         "note": "",
         "table": None,
-        "figures": [{"uri": confused, "caption": caption}],
+        "figures": [
+          {
+            "uri": plots.confusion_plot(table, [*ACTIONS, actions.NONE]),
+            "caption": f"{SYSTEM_NAMES.get(name, name)}. {caption}",
+          }
+          for name, table in confused.items()
+        ],
       }
+    )
+  if results.get("retention"):
+    found.insert(
+      1,
+      {
+        "title": "What streams keep of Base",
+        "note": "A stream's value over Base's, the other way round where less is better; in "
+        "brackets the stream's own. n/a: there is nothing to divide by.",
+        "table": retention_table(results["retention"]),
+        "figures": [],
+      },
     )
   found.append(
     {

@@ -1,9 +1,11 @@
-"""`lpm evaluate`: a model beside the render, the render through the VAE, and a still picture.
+"""`lpm evaluate`: models beside the render, the render through the VAE, and a still picture.
 
-Four systems, one code path: a system turns clips into videos, the probe reads them, and the same
-measures are taken. Writes results.json and report.html into the workdir, each whole or not at all.
+Base is one model, every Online another. All systems take one code path: a system turns clips into
+videos, the probe reads them, and the same measures are taken. Writes results.json and report.html
+into the workdir, each whole or not at all.
 """
 
+import functools
 import json
 import pathlib
 import time
@@ -16,13 +18,20 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from data_pipelines.clip import Clip
-from lpm_jax.evaluation import actions, goals, page, probe_task, report, scoring, suite
+from data_pipelines.puppets.scene import FPS
+from lpm_jax.evaluation import actions, cost, goals, page, probe_task, report, scoring, suite
+from lpm_jax.evaluation.online import ONLINE, OnlineSystem, stream_folders
 from lpm_jax.evaluation.probe import Probe, load_probe
 from lpm_jax.evaluation.scoring import System, Take
 from lpm_jax.generate import GenerateSettings, Generator
+from lpm_jax.models.audio import FRAMES_PER_LATENT
 from lpm_jax.models.pixels import from_pixels, to_pixels
 from lpm_jax.models.vae import VideoVAE
+from lpm_jax.stream import stream_settings
+from lpm_jax.streaming.sampler import StreamSettings
 from lpm_jax.weights import loading
+
+SYSTEMS = (*goals.ANCHORS, goals.BASE)
 
 
 def render_system(clips: Sequence[Clip]) -> list[np.ndarray]:
@@ -65,15 +74,15 @@ def play(
   return takes
 
 
-def score(takes: dict[str, list[Take]]) -> dict[str, dict]:
-  """All scores of one system from its takes per suite."""
+def score(takes: dict[str, list[Take]], chunk: int = scoring.CHUNK) -> dict[str, dict]:
+  """All scores of one system from its takes per suite; for `chunk` see `scoring.performance`."""
   scores: dict[str, dict] = {}
   for name in ("heldout", "heldout_style"):
     if name in takes:
-      scores[name] = scoring.performance(takes[name])
+      scores[name] = scoring.performance(takes[name], chunk)
   if "heldout" in takes:
-    scores["by_style"] = scoring.by_group(takes["heldout"], lambda one: one.clip.style)
-    scores["by_kind"] = scoring.by_group(takes["heldout"], kind_of)
+    scores["by_style"] = scoring.by_group(takes["heldout"], lambda one: one.clip.style, chunk)
+    scores["by_kind"] = scoring.by_group(takes["heldout"], kind_of, chunk)
     scores["confusion"] = actions.confusion([one.measured for one in takes["heldout"]])
   for name in ("identity_with", "identity_without"):
     if name in takes:
@@ -88,17 +97,46 @@ def kind_of(one: Take) -> str:
 
 
 def load_systems(config: ConfigDict) -> dict[str, System]:
-  """The systems of `config.systems` by name, anchors first; weights from `config.weights`."""
+  """The systems of `config.systems` by name, in fixed order; weights from `config.weights`.
+
+  Streams are those of `online.stream_folders`, whose folders have weights of their own.
+  """
+  streams = stream_folders(config, SYSTEMS)
+  known = [*SYSTEMS, ONLINE, *streams]
+  unknown = set(config.systems) - set(known)
+  if unknown:
+    raise ValueError(f"systems: found {sorted(unknown)}, expected some of {known}")
   makers: dict[str, Callable[[], System]] = {
     "render": lambda: render_system,
     "vae": lambda: vae_system(loading.load_vae(config.weights)),
-    "model": lambda: load_generator(config).generate_batch,
+    goals.BASE: lambda: load_generator(config).generate_batch,
+    **{name: functools.partial(load_online, config, at) for name, at in streams.items()},
     "still": lambda: still_system,
   }
-  unknown = set(config.systems) - set(makers)
-  if unknown:
-    raise ValueError(f"systems: found {sorted(unknown)}, expected some of {list(makers)}")
-  return {name: make() for name, make in makers.items() if name in config.systems}
+  wanted = {*config.systems, *streams}
+  return {name: make() for name, make in makers.items() if name in wanted}
+
+
+def load_online(config: ConfigDict, folder: str) -> OnlineSystem:
+  """The stream of a folder of weights, with slots for as many references as Base has."""
+  settings = GenerateSettings(**config.generation)
+  return OnlineSystem(
+    loading.load_stream(folder, config.weights),
+    _stream_settings(config),
+    references=settings.references,
+    seed=settings.seed,
+  )
+
+
+def costs(config: ConfigDict) -> dict[str, dict[str, float]]:
+  """What a second of video costs Base and every stream of a config, see `cost.py`."""
+  base = cost.generation_cost(GenerateSettings(**config.generation), config.suites.frames, FPS)
+  stream = cost.stream_cost(_stream_settings(config), FPS)
+  return {goals.BASE: base} | dict.fromkeys(stream_folders(config, SYSTEMS), stream)
+
+
+def _stream_settings(config: ConfigDict) -> StreamSettings:
+  return stream_settings(config.stream) if "stream" in config else StreamSettings()
 
 
 def load_generator(config: ConfigDict) -> Generator:
@@ -110,8 +148,9 @@ def load_generator(config: ConfigDict) -> Generator:
 def evaluate(config: ConfigDict, workdir: str) -> dict:
   """Runs the evaluation of a config and writes results.json and report.html into `workdir`.
 
-  Returns the results: {"systems": {system: scores}, "goals": [...], "probe": {style: error}, ...}
-  without NaN. Raises OSError when the workdir cannot be written, before anything is computed.
+  Returns the results: {"systems": {system: scores}, "goals": [...], "retention": [...],
+  "probe": {style: error}, ...} without NaN. Raises OSError when the workdir cannot be written,
+  before anything is computed.
   """
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -120,30 +159,40 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
   probe = load_probe(config.probe_weights)
   systems = load_systems(config)
   suites = suite.build_suites(**config.suites)
-  results, takes = run_systems(systems, suites, probe, batch=config.batch)
+  chunk = FRAMES_PER_LATENT * _stream_settings(config).causal.frames
+  results, takes = run_systems(systems, suites, probe, batch=config.batch, chunk=chunk)
+  for name, spent in costs(config).items():
+    results["systems"].get(name, {})["cost"] = spent
   results["probe"] = probe_task.own_error(probe, config.probe_characters)
   results["seconds"] = round(time.monotonic() - started, 1)
   results["config"] = json.loads(config.to_json_best_effort())
   results = scoring.json_safe(results)
   page.write_whole(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
   counts = ", ".join(f"{len(clips)} {name.replace('_', ' ')}" for name, clips in suites.items())
+  streams = stream_folders(config, SYSTEMS)
+  weights = "; ".join([config.weights, *(f"{name}: {at}" for name, at in streams.items())])
   report.write_report(
     folder / "report.html",
     results,
     choose(takes, config.shown),
     title=config.title,
-    subtitle=f"Weights: {config.weights}. Clips: {counts}. Measured in {results['seconds']:.0f} s.",
+    subtitle=f"Weights: {weights}. Clips: {counts}. Measured in {results['seconds']:.0f} s.",
     command=config.command,
   )
   return results
 
 
 def run_systems(
-  systems: dict[str, System], suites: dict[str, list[Clip]], probe: Probe, *, batch: int
+  systems: dict[str, System],
+  suites: dict[str, list[Clip]],
+  probe: Probe,
+  *,
+  batch: int,
+  chunk: int = scoring.CHUNK,
 ) -> tuple[dict, dict[str, dict[str, list[Take]]]]:
-  """Plays every suite with every system.
+  """Plays every suite with every system; seams are looked for every `chunk` video frames.
 
-  Returns ({"systems", "goals"} without NaN, takes[system][suite]).
+  Returns ({"systems", "goals", "retention"} without NaN, takes[system][suite]).
   """
   takes = {
     name: {
@@ -152,8 +201,9 @@ def run_systems(
     }
     for name, system in systems.items()
   }
-  scores = scoring.json_safe({name: score(groups) for name, groups in takes.items()})
-  return {"systems": scores, "goals": goals.judge(scores)}, takes
+  scores = scoring.json_safe({name: score(groups, chunk) for name, groups in takes.items()})
+  kept = goals.retention(scores)
+  return {"systems": scores, "goals": goals.judge(scores), "retention": kept}, takes
 
 
 def choose(takes: dict[str, dict[str, list[Take]]], shown: int) -> list[dict[str, Take]]:

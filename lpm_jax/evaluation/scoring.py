@@ -12,8 +12,10 @@ from data_pipelines.puppets.pose import POSE_INDEX
 from lpm_jax.evaluation import actions, metrics, pixels
 from lpm_jax.evaluation.metrics import Measured
 from lpm_jax.evaluation.probe import Probe, Reading, read_video
+from lpm_jax.models.audio import FRAMES_PER_LATENT
 
 _EVENT_FIELDS = ("kind", "start_s", "end_s", "detail")
+CHUNK = 24  # video frames of a chunk, by default
 System = Callable[[Sequence[Clip]], Sequence[np.ndarray]]
 
 
@@ -47,8 +49,11 @@ def take(probe: Probe, clip: Clip, video: np.ndarray) -> Take:
   return Take(clip, video, read_video(probe, video))
 
 
-def performance(takes: Sequence[Take]) -> dict[str, float]:
-  """Every pose and pixel measure over a group of takes; NaN where the group decides nothing."""
+def performance(takes: Sequence[Take], chunk: int = CHUNK) -> dict[str, float]:
+  """Every pose and pixel measure over a group of takes; NaN where the group decides nothing.
+
+  `chunk` is the length in video frames of those whose seams are looked for, in every system alike.
+  """
   measured = [one.measured for one in takes]
   scores = {"clips": len(takes)}
   for measure in (
@@ -71,18 +76,23 @@ def performance(takes: Sequence[Take]) -> dict[str, float]:
   }
   for name, function in alone.items():
     scores[name] = metrics.mean([function(one.video) for one in takes])
+  videos = [one.video for one in takes]
+  scores["seam_index"] = pixels.seam_index(videos, chunk)
+  scores["seam_over_latents"] = pixels.seam_index(videos, chunk, FRAMES_PER_LATENT)
   scores["pose_error"] = metrics.mean(
     [float(np.abs(one.reading.pose - one.clip.truth["pose"]).mean()) for one in takes]
   )
   return scores
 
 
-def by_group(takes: Sequence[Take], key: Callable[[Take], str]) -> dict[str, dict[str, float]]:
+def by_group(
+  takes: Sequence[Take], key: Callable[[Take], str], chunk: int = CHUNK
+) -> dict[str, dict[str, float]]:
   """`performance` of each group of takes, groups in the order of their first clip."""
   groups: dict[str, list[Take]] = {}
   for one in takes:
     groups.setdefault(key(one), []).append(one)
-  return {name: performance(group) for name, group in groups.items()}
+  return {name: performance(group, chunk) for name, group in groups.items()}
 
 
 def identity_scores(takes: Sequence[Take]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,10 +87,7 @@ class Performer:
     graphs = self._lpm_graph, self._online_graph
     self.efforts = efforts(settings)
     self._steps = {
-      effort: jax.jit(
-        functools.partial(_step, graphs, structure, self._latents, effort), donate_argnums=1
-      )
-      for effort in self.efforts
+      effort: _compiled(graphs, structure, self._latents, effort) for effort in self.efforts
     }
     self.effort_seconds: dict[Effort, float] = {}
     self._texts: dict[str, Array] = {}
@@ -175,7 +172,7 @@ class Performer:
     return _copied(performance)
 
   def compiled_steps(self) -> int:
-    """How often steps of this performer were compiled."""
+    """How often steps of this performer, and of others of its shapes, were compiled."""
     return sum(step._cache_size() for step in self._steps.values())
 
   def _text(self, text: str) -> Array:
@@ -219,6 +216,17 @@ def _begin(
 @jax.jit
 def _copied(performance: Performance) -> Performance:
   return jax.tree.map(jnp.copy, performance)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(
+  graphs: tuple[nnx.GraphDef, nnx.GraphDef],
+  structure: jax.tree_util.PyTreeDef,
+  latents: int,
+  effort: Effort,
+) -> Callable[..., tuple[Performance, Array, Array]]:
+  """The step for one kind of model: performers that differ in their weights alone share it."""
+  return jax.jit(functools.partial(_step, graphs, structure, latents, effort), donate_argnums=1)
 
 
 def _step(

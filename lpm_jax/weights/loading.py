@@ -3,13 +3,25 @@
 import functools
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from flax import nnx
 
 from lpm_jax.models.lpm import LPM, LPMConfig
+from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.weights import shipped, store
 from lpm_jax.weights.public import KINDS, PublicModel
+
+BACKBONES = ("backbone", "base")  # what a stream runs on, in order of preference
+SHARED_BY_REFINER = (
+  "channels",
+  "text_width",
+  "audio_width",
+  "speak_window",
+  "listen_window",
+  "offsets",
+)
 
 
 def load_vae(folder: str | os.PathLike = "puppets") -> VideoVAE:
@@ -38,12 +50,60 @@ def _from_import(imported: store.ImportedWeights) -> nnx.Module:
 
 def load_base(folder: str | os.PathLike = "puppets") -> LPM:
   """The Base model of a weights folder (base.safetensors)."""
-  return shipped.load_built(shipped.weights_file(folder, "base"), LPMConfig, LPM)
+  return _load_lpm(folder, "base")
+
+
+def _load_lpm(folder: str | os.PathLike, name: str) -> LPM:
+  return shipped.load_built(shipped.weights_file(folder, name), LPMConfig, LPM)
 
 
 def load_models(folder: str | os.PathLike = "puppets") -> tuple[LPM, VideoVAE]:
   """Base model and autoencoder of a weights folder."""
   return load_base(folder), load_vae(folder)
+
+
+class StreamModels(NamedTuple):
+  """What a stream is made of; without a refiner the backbone refines, as in undistilled ones."""
+
+  lpm: LPM
+  vae: VideoVAE
+  refiner: VideoTransformer | None
+
+
+def load_stream(folder: str | os.PathLike = "puppets", vae: str | os.PathLike = "") -> StreamModels:
+  """Backbone with its encoders, autoencoder and refiner of a weights folder.
+
+  Args:
+    folder: backbone.safetensors, an LPM, or else base.safetensors, which streams undistilled;
+      refiner.safetensors, an LPM whose transformer alone is used, where there is one.
+    vae: folder of the autoencoder where `folder` has none of its own.
+
+  Raises WeightsError for a folder with neither backbone nor base, for one without an autoencoder
+  when none is named, and for a refiner that takes other inputs than the backbone.
+  """
+  found = [name for name in BACKBONES if shipped.has_weights(folder, name)]
+  if not found:
+    names = " nor ".join(f"{name}.safetensors" for name in BACKBONES)
+    raise shipped.WeightsError(f"{folder}: no weights of a stream: found neither {names}")
+  lpm, refiner = _load_lpm(folder, found[0]), None
+  if shipped.has_weights(folder, "refiner"):
+    refiner = _load_lpm(folder, "refiner").transformer
+    _check_refiner(folder, lpm.transformer, refiner)
+  own = shipped.has_weights(folder, "vae") or store.find_import(folder, "vae")
+  return StreamModels(lpm, load_vae(folder if own or not vae else vae), refiner)
+
+
+def _check_refiner(
+  folder: str | os.PathLike, backbone: VideoTransformer, refiner: VideoTransformer
+):
+  """Both transformers of a stream see the same latents, conditions and references."""
+  for name in SHARED_BY_REFINER:
+    found, expected = (getattr(model.config, name) for model in (refiner, backbone))
+    if found != expected:
+      path = shipped.weights_file(folder, "refiner")
+      raise shipped.WeightsError(
+        f"{path}: {name}: found {found}, expected the backbone's {expected}"
+      )
 
 
 def initialiser(folder: str | os.PathLike, export: str) -> Callable[[nnx.Module], object]:

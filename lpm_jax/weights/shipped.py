@@ -113,8 +113,17 @@ def _tuples(value: object) -> object:
 
 def weights_file(folder: str | os.PathLike, name: str) -> pathlib.Path:
   """The file `name`.safetensors of a folder; the folder "puppets" means the shipped weights."""
-  folder = PUPPETS if str(folder) == "puppets" else pathlib.Path(folder)
-  path = folder / f"{name}.safetensors"
+  path = _path(folder, name)
   if not path.is_file():
     raise WeightsError(f"{path}: no such weights file")
   return path
+
+
+def has_weights(folder: str | os.PathLike, name: str) -> bool:
+  """Whether a folder, which may be "puppets", has the file `name`.safetensors."""
+  return _path(folder, name).is_file()
+
+
+def _path(folder: str | os.PathLike, name: str) -> pathlib.Path:
+  folder = PUPPETS if str(folder) == "puppets" else pathlib.Path(folder)
+  return folder / f"{name}.safetensors"

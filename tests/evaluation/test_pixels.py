@@ -45,10 +45,38 @@ def test_colour_drift_of_white_to_black_is_one_hundred():
   assert pixels.colour_drift(ends) == pytest.approx(100, abs=0.1)
 
 
-def test_seam_index_finds_a_jump_at_the_border():
-  ramp = np.arange(20)[:, None, None, None] * np.ones((1, 8, 8, 3))
-  smooth = ramp.astype(np.uint8)
-  jump = (ramp + 9 * (np.arange(20) >= 10)[:, None, None, None]).astype(np.uint8)
-  assert pixels.seam_index(smooth, [10]) == pytest.approx(1)
-  assert pixels.seam_index(jump, [10]) == pytest.approx(10)
-  assert np.isnan(pixels.seam_index(smooth, []))
+def grey(levels: np.ndarray) -> np.ndarray:
+  """A video of even frames of these levels."""
+  return (levels[:, None, None, None] * np.ones((1, 8, 8, 3))).astype(np.uint8)
+
+
+def test_seam_index_is_the_change_at_borders_over_that_elsewhere():
+  """Chunks of 4: borders between frames 4 and 5, 8 and 9, where 10 is added to steps of 2."""
+  frame = np.arange(12)
+  jumps = 2 * frame + 10 * (frame > 4) + 10 * (frame > 8)
+  assert pixels.seam_index([grey(2 * frame)], 4) == pytest.approx(1)
+  assert pixels.seam_index([grey(jumps)], 4) == pytest.approx(12 / 2)
+  late = 2 * frame + 10 * (frame > 5)
+  assert pixels.seam_index([grey(late)], 4) == pytest.approx(2 / ((7 * 2 + 12) / 8))
+
+
+def test_seam_index_leaves_the_step_from_the_picture_out():
+  frame = np.arange(12)
+  assert pixels.seam_index([grey(2 * frame + 50 * (frame > 0))], 4) == pytest.approx(1)
+
+
+def test_seam_index_tells_a_chunk_from_its_latents():
+  """Every latent of 4 frames steps by 6 more, every chunk of 8 by 12."""
+  frame = np.arange(17)
+  stairs = 2 * frame + 6 * ((frame - 1) // 4) + 6 * (frame > 8)
+  assert pixels.seam_index([grey(stairs)], 8, every=4) == pytest.approx(14 / 8)
+  assert pixels.seam_index([grey(stairs)], 8) == pytest.approx(14 / ((12 * 2 + 2 * 8) / 14))
+
+
+def test_seam_index_pools_videos_and_knows_what_it_cannot_decide():
+  frame = np.arange(12)
+  jumps, fast = grey(2 * frame + 10 * (frame > 4)), grey(4 * frame)
+  assert pixels.seam_index([jumps, fast], 4) == pytest.approx(((12 + 2 + 4 + 4) / 4) / 3)
+  still = np.zeros_like(jumps)
+  assert np.isnan(pixels.seam_index([still], 4)) and np.isnan(pixels.seam_index([jumps[:5]], 4))
+  assert np.isnan(pixels.seam_index([], 4))
