@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.task = stage if matching else "regression"
   c.export = "refiner" if stage == "refiner" else "backbone"
   c.batch_size = 2 if tiny else 8
-  c.steps = 6 if tiny else dict(regression=800, flow=1_200).get(stage, 600)
+  c.steps = 4 if tiny else dict(regression=800, flow=1_200).get(stage, 600)
 
   # weights: what learns, who teaches, and whose streams the refiner refines
   c.student = "puppets"
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.student = "puppets"
 
   # data: the picture and three chunks
-  frames = 1 if tiny else 6
+  frames = 3 if tiny else 6
   c.data.chunks = 2 if tiny else 3
   c.data.latent_frames = 1 + c.data.chunks * frames
   c.data.height = c.data.width = 64

@@ -27,6 +27,10 @@ SETTINGS = StreamSettings(CAUSAL)
 HOW = {"backbone": SETTINGS.of_backbone(), "refiner": SETTINGS.of_refiner()}
 
 
+# Programs that run for milliseconds: most of a test would be their optimisation.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
 @functools.cache
 def model_parts() -> tuple[nnx.GraphDef, nnx.State]:
   return nnx.split(make_model())
@@ -37,7 +41,7 @@ def beginning() -> tuple[StreamCache, Conditions, tuple[int, ...]]:
   """An empty stream, conditions of its chunks, shape of its latents."""
   graphdef, state = model_parts()
   picture, first, chunks = make_conditions()
-  left = jax.jit(lambda s: nnx.merge(graphdef, s).remember(picture, first))(state)
+  left = jit(lambda s: nnx.merge(graphdef, s).remember(picture, first))(state)
   chunks = jax.vmap(lambda c: c.without_references())(chunks)
   shape = (CHUNKS, len(picture), CAUSAL.frames, *picture.shape[2:])
   return StreamCache.empty(left, CAUSAL), chunks, shape
@@ -60,10 +64,10 @@ def test_the_last_exit_is_the_stream(name):
   how = HOW[name]
   cache, script = make_script(how, len(how.levels) - 1)
   graphdef, state = model_parts()
-  rolled = jax.jit(lambda s, *x: rollout.roll_out(nnx.merge(graphdef, s), how, *x))
+  rolled = jit(lambda s, *x: rollout.roll_out(nnx.merge(graphdef, s), how, *x))
   made, after = rolled(state, cache, script)
 
-  @jax.jit
+  @jit
   def streamed(state, cache, conditions, key, given):
     model = nnx.merge(graphdef, state)
     if name == "backbone":
@@ -97,6 +101,18 @@ def direct(model, how: Evaluations, cache: StreamCache, script: Script) -> jax.A
   return jax.lax.scan(chunk, cache, stretch)[1]
 
 
+@functools.cache
+def replayed_gradient(how: Evaluations):
+  """The gradient of a loss of a rollout, compiled for every exit."""
+  graphdef, _ = model_parts()
+
+  def loss(state, cache, script, weights):
+    made, _ = rollout.roll_out(nnx.merge(graphdef, state), how, cache, script)
+    return jnp.sum(weights * jnp.square(made))
+
+  return jit(jax.grad(loss))
+
+
 @pytest.mark.parametrize(
   ("how", "exit"),
   [
@@ -112,11 +128,12 @@ def test_the_replayed_gradient_is_the_direct_one(how, exit):
   graphdef, state = model_parts()
   weights = jax.random.normal(jax.random.key(9), script.given.shape)
 
-  def loss(state, roll):
-    return jnp.sum(weights * jnp.square(roll(nnx.merge(graphdef, state), how, cache, script)))
+  def loss(state):
+    made = direct(nnx.merge(graphdef, state), how, cache, script)
+    return jnp.sum(weights * jnp.square(made))
 
-  replayed = jax.jit(jax.grad(lambda s: loss(s, lambda *x: rollout.roll_out(*x)[0])))(state)
-  expected = jax.jit(jax.grad(lambda s: loss(s, direct)))(state)
+  replayed = replayed_gradient(how)(state, cache, script, weights)
+  expected = jit(jax.grad(loss))(state)
   sizes = [float(jnp.abs(x).max()) for x in jax.tree.leaves(expected)]
   assert sum(size > 0 for size in sizes) > len(sizes) / 2
   for a, b in zip(jax.tree.leaves(replayed), jax.tree.leaves(expected), strict=True):
@@ -135,7 +152,7 @@ def test_chunks_and_histories_are_constants_of_the_gradient():
   both = jax.grad(
     lambda key, given: loss(cache.replace(key=key), script.replace(given=given)), argnums=(0, 1)
   )
-  of_cache, of_given = jax.jit(both)(cache.key, script.given)
+  of_cache, of_given = jit(both)(cache.key, script.given)
   assert not np.any(of_cache) and not np.any(of_given)
 
 
@@ -168,6 +185,6 @@ def test_memory_does_not_grow_with_the_chunks():
     def loss(state, script):
       return jnp.square(rollout.roll_out(nnx.merge(graphdef, state), how, cache, script)[0]).sum()
 
-    memory = jax.jit(jax.grad(loss)).lower(state, longer).compile().memory_analysis()
+    memory = jit(jax.grad(loss)).lower(state, longer).compile().memory_analysis()
     sizes.append(memory.temp_size_in_bytes)
   assert sizes[1] - sizes[0] < 8 * (longer.given.nbytes - script.given.nbytes) < sizes[0]

@@ -29,8 +29,8 @@ class Toy(nnx.Module):
 class ToyTask:
   """y = sin(x A), with noise drawn per index and in the step.
 
-  `config.poison`: a step that is NaN; `pace`: seconds that a sample takes; `hang`: in the process of
-  this index, reading never ends after 100 examples; `bad_rows`: from step `bad_from` on, a batch
+  `config.poison`: a step that is NaN; `pace`: seconds that a sample takes; `hang`: in the process
+  of this index, reading never ends after 100 examples; `bad_rows`: from step `bad_from` on, a batch
   with one of these rows has its loss multiplied by `bad_scale` (NaN).
   """
 

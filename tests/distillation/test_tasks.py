@@ -1,0 +1,223 @@
+"""The stages as the loop trains them: they run, resume bit for bit, and leave a stream's weights."""
+
+import functools
+import json
+import pathlib
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs.puppets import online
+from data_pipelines.loader import stack
+from data_pipelines.records import write_records
+from lpm_jax.distillation import heard, tasks
+from lpm_jax.distillation.networks import Frozen
+from lpm_jax.models.lpm import LPM
+from lpm_jax.training import loop
+from lpm_jax.training.task import make_task
+from lpm_jax.weights import shipped
+from tests.training.child import saved
+from tests.training.test_base import encoded_clip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Clips, and weights of a Base and of a backbone that differ."""
+  folder = tmp_path_factory.mktemp("online")
+  write_records(folder / "train" / "0.array_record", map(encoded_clip, range(8)))
+  c = config_of(folder, "flow")
+  for seed, name in enumerate(("base", "backbone")):
+    model = LPM(make_task(c).model_config, rngs=nnx.Rngs(seed))
+    shipped.save_module(folder / "weights" / f"{name}.safetensors", model, config={})
+  return folder
+
+
+def config_of(folder: pathlib.Path, stage: str) -> ConfigDict:
+  c = online.get_config(f"{stage},tiny")
+  c.data.path, c.data.validation = str(folder / "train"), ""
+  c.data.height = c.data.width = 32  # clips of 4 x 4 latents
+  c.student = c.teacher = c.backbone = str(folder / "weights")
+  return c
+
+
+@functools.cache
+def batch_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  dataset = make_task(config_of(folder, "flow")).dataset(0)
+  return stack([dataset[i] for i in range(2)])
+
+
+STAGES = ("flow", "off_policy", "on_policy", "refiner")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp_path, stage):
+  config = config_of(folders, stage)
+  whole = loop.train(config, str(tmp_path / "whole"))
+  part = ConfigDict(config.to_dict())
+  part.max_minutes = 1e-9  # stops after the first step
+  assert int(loop.train(part, str(tmp_path / "parts")).step) == 1
+  parts = loop.train(config, str(tmp_path / "parts"))
+  assert int(parts.step) == int(whole.step) == config.steps
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_array_equal(a, b)
+  model = LPM(make_task(config).model_config, rngs=nnx.Rngs(5))
+  shipped.load_module(tmp_path / "whole" / "weights" / f"{config.export}.safetensors", model)
+  rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+  assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+def state_of(config: ConfigDict) -> tuple[object, nnx.Module, dict]:
+  setup = loop.prepare(config)
+  return setup, nnx.merge(setup.graphdef, setup.state.params, setup.state.rest), setup.state
+
+
+def test_students_move_in_their_turn_and_teachers_never(folders, tmp_path):
+  config = config_of(folders, "off_policy")
+  config.steps, config.loss.every = 4, 3
+  states = []
+  for steps in range(1, 5):
+    config.steps = steps
+    config.checkpoint.every = 1
+    states.append(loop.train(config, str(tmp_path)))
+  moved = lambda a, b, name: any(  # noqa: E731
+    not np.array_equal(x, y)
+    for x, y in zip(jax.tree.leaves(a.params[name]), jax.tree.leaves(b.params[name]), strict=True)
+  )
+  pairs = list(zip(states, states[1:], strict=False))
+  # The first step, and every third after it.
+  assert [moved(a, b, "student") for a, b in pairs] == [False, False, True]
+  assert [moved(a, b, "scores") for a, b in pairs] == [True, True, True]
+  for a, b in pairs:
+    for x, y in zip(jax.tree.leaves(a.rest), jax.tree.leaves(b.rest), strict=True):
+      np.testing.assert_array_equal(x, y)
+  encoders = [states[0].params["student"][name] for name in tasks.ENCODERS]
+  first = loop.prepare(config).state.params["student"]
+  for name, found in zip(tasks.ENCODERS, encoders, strict=True):
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(first[name]), strict=True):
+      np.testing.assert_array_equal(x, y)
+
+
+def test_weights_come_from_their_folders(folders):
+  setup, model, _ = state_of(config_of(folders, "refiner"))
+  config = make_task(config_of(folders, "refiner")).model_config
+  base, backbone = (LPM(config, rngs=nnx.Rngs(seed)) for seed in range(2))
+
+  def same(found: nnx.Module, wanted: nnx.Module):
+    found, wanted = shipped.flat_state(found), shipped.flat_state(wanted)
+    assert set(found) == set(wanted)
+    for name, leaf in wanted.items():
+      np.testing.assert_allclose(found[name][...], leaf[...], atol=2e-3)  # stored in half
+
+  same(model.scores.teacher, base)
+  same(model.scores.fake, base.transformer)
+  same(model.backbone, backbone)
+  same(model.student, backbone)
+  frozen = nnx.state(model, Frozen)
+  assert len(jax.tree.leaves(frozen)) == 2 * len(jax.tree.leaves(nnx.state(base)))
+  assert not jax.tree.leaves(nnx.state(model.backbone, nnx.Param))
+
+
+def test_the_student_s_loss_is_zero_where_the_scores_agree(folders):
+  """Fake and teacher begin alike; without guidance their predictions are the same."""
+  config = config_of(folders, "off_policy")
+  config.loss.update(guidance=(1.0, 1.0), regression=0.0)
+  setup, model, state = state_of(config)
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+  def loss(params):
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    batch = batch_of(folders)
+    total, metrics = setup.task.loss(model, batch, jax.random.key(3), jnp.int32(0))
+    return total - metrics["fake_loss"], metrics
+
+  gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params)
+  assert float(metrics["matching_loss"]) == 0.0 and float(metrics["fake_loss"]) > 0.1
+  assert not any(np.any(x) for x in jax.tree.leaves(gradient["student"]))
+
+
+def test_streams_go_on_from_step_to_step_with_their_own_character(folders, tmp_path):
+  config = config_of(folders, "on_policy")
+  config.loss.update(horizon=3, corrupted=0.0)
+  config.checkpoint.every = 1
+  chunks = []
+  for steps in range(1, 5):
+    config.steps = steps
+    state = loop.train(config, str(tmp_path))
+    model = nnx.merge(loop.prepare(config).graphdef, state.params, state.rest)
+    cache, window = model.running.read()
+    chunks.append((int(cache.chunks), np.asarray(window.conditions.references)))
+  assert [count for count, _ in chunks] == [2, 4, 6, 2]
+  np.testing.assert_array_equal(chunks[0][1], chunks[1][1])
+  np.testing.assert_array_equal(chunks[0][1], chunks[2][1])
+  assert not np.array_equal(chunks[0][1], chunks[3][1])
+
+
+def test_sharded_equals_unsharded(folders, tmp_path):
+  """Two processes' worth of devices: see tests/training/test_loop.py for the same of Base."""
+  results = []
+  for mesh in (dict(data=1), dict(data=1, fsdp=2)):
+    config = config_of(folders, "on_policy")
+    config.steps, config.sharding.mesh = 3, mesh
+    name = "x".join(map(str, mesh.values()))
+    code = (
+      "import sys; from tests.distillation.test_tasks import *;"
+      f"c = config_of(pathlib.Path({str(folders)!r}), 'on_policy'); c.steps = 3;"
+      f"c.sharding.mesh = {mesh}; loop.train(c, {str(tmp_path / name)!r})"
+    )
+    del config
+    results.append((name, code))
+  import os
+  import sys
+
+  for name, code in results:
+    devices = 2 if name == "1x2" else 1
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=pathlib.Path.cwd())
+  rows = [
+    [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    for name, _ in results
+  ]
+  for one, two in zip(*rows, strict=True):
+    for key in ("fake_loss", "matching_loss", "grad_norm"):
+      if key in one:
+        np.testing.assert_allclose(two[key], one[key], rtol=2e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_track_is_heard_as_in_serving():
+  """The windows of `Performer`: sound before a chunk, then its own."""
+  rng, rate, fps, frames, past = np.random.default_rng(0), 16_000, 24, 3, 4
+  sound = rng.normal(size=(2, 40_000)).astype(np.float32)
+  heard_by = []
+
+  def encoder(window, latents):
+    heard_by.append(np.asarray(window))
+    return jnp.zeros((len(window), latents, 4, 1))
+
+  made = heard.streamed_track(encoder, jnp.asarray(sound), 5, frames, past, rate, fps)
+  assert made.shape == (5, 2, past + frames, 4, 1)
+  chunk, first = 8_000, round(rate / fps)
+  kept = np.zeros((2, round((4 * past + 1) * rate / fps)), np.float32)
+  kept = np.concatenate([kept, sound[:, :first]], axis=1)[:, first:]  # the picture's own sound
+  padded = np.pad(sound, ((0, 0), (0, 10_000)))
+  for c in range(5):
+    new = padded[:, first + c * chunk : first + (c + 1) * chunk]
+    window = np.concatenate([kept, new], axis=1)
+    np.testing.assert_array_equal(heard_by[c], window)
+    kept = window[:, chunk:]
+
+
+def test_chunks_of_no_whole_samples_are_refused():
+  with pytest.raises(ValueError, match="chunk of 2 latents"):
+    heard.streamed_track(None, jnp.zeros((1, 10)), 1, 2, 1, 16_000, 24)
+
+
+def test_windows_that_are_no_chunks_are_refused(folders):
+  config = config_of(folders, "flow")
+  config.data.latent_frames = 4
+  with pytest.raises(ValueError, match="stage 'flow': expected windows of 7 latents"):
+    make_task(config)
