@@ -36,9 +36,9 @@ def _from_import(imported: store.ImportedWeights) -> nnx.Module:
   return module
 
 
-def load_base(folder: str | os.PathLike = "puppets") -> LPM:
-  """The Base model of a weights folder (base.safetensors)."""
-  return shipped.load_built(shipped.weights_file(folder, "base"), LPMConfig, LPM)
+def load_base(folder: str | os.PathLike = "puppets", name: str = "base") -> LPM:
+  """The Base model of a weights folder (base.safetensors), or another LPM in NAME.safetensors."""
+  return shipped.load_built(shipped.weights_file(folder, name), LPMConfig, LPM)
 
 
 def load_models(folder: str | os.PathLike = "puppets") -> tuple[LPM, VideoVAE]:
