@@ -1,7 +1,8 @@
 """The Clip record: the one contract between data and everything else.
 
 A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels.
-Both check themselves on construction and name the field that is wrong, the clip and, where known,
+A `Trajectory` is an encoded clip as a teacher makes it.
+All check themselves on construction and name the field that is wrong, the clip and, where known,
 its file.
 """
 
@@ -141,6 +142,35 @@ class EncodedClip:
     for field in ("speak_features", "listen_features"):
       if getattr(self, field) is not None:
         _check_features(self, field, check)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory(EncodedClip):
+  """An encoded clip with points of a teacher's way from noise to its latents.
+
+  trajectory float16 or bfloat16 [P, F, h, w, C]: the first F latents at P falling timesteps, which
+  the folder of the record names; the last point is the teacher's result.
+  """
+
+  trajectory: np.ndarray = dataclasses.field(kw_only=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    check = _Checker(self.clip_id, self.file)
+    shape = (None, None, *self.latents.shape[1:])
+    check.array("trajectory", self.trajectory, (np.float16, bfloat16), shape)
+    points, frames = self.trajectory.shape[:2]
+    if points < 2:
+      check.fail("trajectory", f"{points} points", "at least 2")
+    if not 1 <= frames <= len(self.latents):
+      check.fail("trajectory", f"{frames} frames", f"1 to {len(self.latents)}, as the latents have")
+    check.finite("trajectory", self.trajectory)
+
+  @classmethod
+  def of(cls, clip: EncodedClip, trajectory: np.ndarray) -> "Trajectory":
+    """The clip with its points."""
+    fields = {field.name: getattr(clip, field.name) for field in dataclasses.fields(EncodedClip)}
+    return cls(**fields, trajectory=trajectory)
 
 
 class _Checker:

@@ -13,6 +13,7 @@ from data_pipelines.clip import (
   TWIN,
   ClipError,
   EncodedClip,
+  Trajectory,
   audio_samples,
   fitted_audio,
   fitted_rows,
@@ -190,6 +191,29 @@ def example_from_clip(
     "known": np.int32(known),
     **_features(clip, config.text_length, begin, samples),
   }
+
+
+def trajectory_example(
+  record: Trajectory, rng: np.random.Generator, config: ExampleConfig
+) -> dict[str, np.ndarray]:
+  """`example_from_clip`, from the clip's beginning, with `trajectory` [P, F, h, w, C] as stored.
+
+  Raises ClipError for a record without trajectory, or with one shorter than the window; ValueError
+  for a config whose windows begin within the clip.
+  """
+  where = f"clip {record.clip_id!r}{f' in {record.file}' if record.file else ''}: trajectory"
+  if not isinstance(record, Trajectory):
+    raise ClipError(f"{where}: missing: make it with `lpm distill` (task = 'trajectories')")
+  if config.extension or config.random_start:
+    raise ValueError(
+      f"extension, random_start: found {config.extension}, {config.random_start}, expected 0: a "
+      "trajectory begins with its clip"
+    )
+  frames = record.trajectory.shape[1]
+  if frames < config.frames:
+    raise ClipError(f"{where}: found {frames} frames, expected at least {config.frames}")
+  points = record.trajectory[:, : config.frames]
+  return {**example_from_clip(record, rng, config), "trajectory": points}
 
 
 def example_from_twins(

@@ -39,6 +39,19 @@ def train(config, workdir: str):
   loop.train(config, workdir, begun=begun)
 
 
+def distill(config, workdir: str):
+  """Make trajectories of a teacher, or train a stage of distillation on them."""
+  if config.task != "trajectories":
+    train(config, workdir)
+    return
+  from lpm_jax.training import distributed
+
+  distributed.start(config.get("distributed"))
+  from lpm_jax.distillation import trajectories
+
+  trajectories.write_trajectories(config, workdir)
+
+
 def generate(config, workdir: str):
   """Generate a video from a picture, references, audio and text (offline, any length)."""
   from lpm_jax import generate
@@ -101,6 +114,7 @@ VERBS: dict[str, Callable] = {
   "data puppets": data_puppets,
   "data encode": data_encode,
   "train": train,
+  "distill": distill,
   "generate": generate,
   "stream": stream,
   "plan": plan,

@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.latent_frames = 1 + c.data.chunks * frames
   c.data.height = c.data.width = 64
   if stage == "regression":
-    c.data.path = "data/puppets_trajectories/train"
+    c.data.path = "data/puppets_trajectories"
 
   # stream (lpm_jax.streaming.sampler.StreamSettings)
   c.stream = ConfigDict()
@@ -56,7 +56,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   if not matching:
     c.objective = "ode" if stage == "regression" else "flow"
-    c.levels = (1.0, 0.757, 0.522)  # of the trajectories' points, but for their end
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5

@@ -16,7 +16,8 @@ def guided_velocity(model: LPM, conditions: Conditions, text: float, audio: floa
   """velocity(latents [B, F, H, W, C], timestep [B, F]) under guidance.
 
   u + audio (d - u) + text (c - d), with u nothing but identity, d audio without text, c everything
-  (InfiniteTalk's form). Both strengths 1 need one evaluation, otherwise the three run as one batch.
+  (InfiniteTalk's form). `model` may be anything with LPM's call and nulls. Both
+  strengths 1 need one evaluation, otherwise the three run as one batch.
   """
   if text == audio == 1.0:
     return lambda latents, timestep: model(latents, timestep, conditions)

@@ -1,6 +1,6 @@
 """Solvers of the probability-flow ODE for flow matching, each one `lax.scan` over its steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,57 @@ def euler(velocity: VelocityFn, noise: Array, times: np.ndarray) -> Array:
 
   rows = np.stack([times[:-1], times[1:]], axis=1).astype(np.float32)
   return jax.lax.scan(step, noise, rows)[0]
+
+
+def grid_through(levels: Sequence[float], steps: int, shift: float) -> np.ndarray:
+  """`timesteps` that contain every level exactly: fp64 [steps + 1].
+
+  Levels fall from 1 to 0. Each one between takes the place of the nearest time between 1 and 0, so
+  the number of steps stays. Raises ValueError where two levels have the same nearest time.
+  """
+  times = timesteps(steps, shift)
+  inner = list(levels[1:-1])
+  if inner and steps < 2:
+    raise ValueError(f"steps: found {steps}, expected at least {len(levels) - 1} for {levels}")
+  places = [1 + int(np.argmin(np.abs(times[1:-1] - level))) for level in inner]
+  if len(set(places)) < len(places):
+    raise ValueError(f"steps: found {steps}, too few to part the levels {tuple(levels)}")
+  times[places] = inner
+  return times
+
+
+def euler_points(
+  velocity: VelocityFn,
+  noise: Array,
+  known: Array,
+  known_mask: Array,
+  times: np.ndarray,
+  levels: Sequence[float],
+) -> Array:
+  """What `sample` passes on its way, with "euler" on a grid: fp32 [P, B, F, H, W, C] at P levels.
+
+  Args:
+    velocity, noise, known, known_mask: see `sample`; known frames are clean in every point.
+    times: falls from 1 to 0 and contains every level.
+    levels: timesteps of the points, falling from 1 to 0.
+  """
+  if not set(levels) <= set(times):
+    missing = sorted(set(levels) - set(times))
+    raise ValueError(f"levels: found {missing}, expected times of the grid")
+  held, masked = _held(velocity, known, known_mask)
+  # The point that a step is on the way to is overwritten until the step that ends on its level.
+  ends = np.searchsorted(-np.asarray(levels), -times[1:])
+
+  def step(carry: tuple[Array, Array], row: tuple[Array, Array]) -> tuple[tuple, None]:
+    x, points = carry
+    (now, later), end = row
+    x = x + (later - now) * masked(x, now)
+    return (x, jax.lax.dynamic_update_index_in_dim(points, x, end, 0)), None
+
+  rows = np.stack([times[:-1], times[1:]], axis=1).astype(np.float32), ends.astype(np.int32)
+  points = jnp.zeros((len(levels), *noise.shape), noise.dtype).at[0].set(noise)
+  (_, points), _ = jax.lax.scan(step, (noise, points), rows)
+  return jnp.where(held, known, points)
 
 
 def unipc(velocity: VelocityFn, noise: Array, times: np.ndarray) -> Array:
@@ -119,10 +170,16 @@ def sample(
   """
   if solver not in SOLVERS:
     raise ValueError(f"solver: found {solver!r}, expected one of {sorted(SOLVERS)}")
+  held, masked = _held(velocity, known, known_mask)
+  out = SOLVERS[solver](masked, noise, timesteps(steps, shift))
+  return jnp.where(held, known, out)
+
+
+def _held(velocity: VelocityFn, known: Array, known_mask: Array) -> tuple[Array, VelocityFn]:
+  """Where frames are given, bool [B, F, 1, 1, 1], and the velocity at one timestep of the rest."""
   held = known_mask[:, :, None, None, None]
 
   def masked(x: Array, t: Array) -> Array:
     return velocity(jnp.where(held, known, x), jnp.where(known_mask, 0.0, t))
 
-  out = SOLVERS[solver](masked, noise, timesteps(steps, shift))
-  return jnp.where(held, known, out)
+  return held, masked

@@ -15,21 +15,24 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
-from data_pipelines.loader import EXTENSION
+from data_pipelines.clip import EncodedClip
+from data_pipelines.loader import EXTENSION, ExampleConfig, trajectory_example
 from lpm_jax.diffusion import flow, guidance
 from lpm_jax.distillation import heard, matching, rollout
 from lpm_jax.distillation.networks import Distilled, forced_velocity
 from lpm_jax.distillation.running import Running, Window
+from lpm_jax.distillation.trajectories import read_settings
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import StreamSettings
-from lpm_jax.training.base import BaseTask
+from lpm_jax.training.base import BaseTask, complete
 from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.samples import encode_window
 from lpm_jax.weights import loading, shipped
@@ -61,10 +64,6 @@ class OnlineTask(BaseTask):
           f"stage {stage.name!r}: expected windows of {wanted} latents from the beginning of clips"
         )
 
-  def sample(self, model: nnx.Module, workdir: str, step: int) -> dict[str, float]:
-    """Mean squared distance of streams of validation clips to the clips, after each chunk count."""
-    return {}
-
 
 class RegressionTask(OnlineTask):
   """Stage 1. `config.objective`: "ode", where clips carry trajectories, or "flow".
@@ -77,10 +76,23 @@ class RegressionTask(OnlineTask):
     super().__init__(config)
     if config.objective not in ("ode", "flow"):
       raise ValueError(f"objective: found {config.objective!r}, expected 'ode' or 'flow'")
+    if config.objective == "ode":
+      made = read_settings(config.data.path)
+      self.levels = made.levels
+      wanted = (*self.settings.backbone, self.settings.refiner, 0.0)
+      if not set(self.settings.backbone) < set(made.levels) or made.levels[-1] != 0.0:
+        raise ValueError(f"{config.data.path}: levels: found {made.levels}, expected {wanted}")
 
   def initialiser(self) -> Callable[[LPM], object]:
     """The student begins with the weights in the folder `config.student`."""
     return functools.partial(_fill, self.config.student, ("backbone", "base"))
+
+  def _example(
+    self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
+  ) -> dict[str, np.ndarray]:
+    if self.config.objective == "flow":
+      return super()._example(clip, rng, cut)
+    return complete(trajectory_example(clip, rng, cut), clip, self.model_config)
 
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories."""
@@ -111,7 +123,7 @@ class RegressionTask(OnlineTask):
     per_frame = lambda x: jnp.repeat(x, self.frames, axis=1)  # noqa: E731
     picture = jnp.zeros((len(batch["level"]), 1))
     if self.config.objective == "ode":
-      points, levels = batch["trajectory"].astype(jnp.float32), jnp.asarray(self.config.levels)
+      points, levels = batch["trajectory"].astype(jnp.float32), jnp.asarray(self.levels)
       clean = points[:, -1]
       place = per_frame(batch["level"])[:, None, :, None, None, None]
       noisy = jnp.take_along_axis(points[:, :, 1:], place, axis=1)[:, 0]
@@ -210,6 +222,10 @@ class MatchingTask(OnlineTask):
       return "still" if names[1] in ENCODERS else "student"
 
     return optax.partition(parts, functools.partial(jax.tree_util.tree_map_with_path, label))
+
+  def draw(self, batch: dict, key: Array) -> dict[str, Array]:
+    """Nothing here: a rollout draws for all of its clips."""
+    return {}
 
   def made(self, model: Distilled, batch: dict, key: Array, step: Array) -> Window:
     """What the student makes, in a window that the scores look at."""

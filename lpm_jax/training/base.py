@@ -109,14 +109,7 @@ class BaseTask:
     """An example with every input of the model; features that are not stored are made here."""
     if self._frozen:
       clip = self._frozen.added(clip)
-    example = example_from_clip(clip, rng, cut)
-    missing = [name for name in self.model_config.inputs().values() if name not in example]
-    if missing:
-      raise ClipError(
-        f"clip {clip.clip_id!r} in {clip.file}: {missing[0]}: missing: encode it with frozen "
-        "encoders, or name them in config.frozen"
-      )
-    return example
+    return complete(example_from_clip(clip, rng, cut), clip, self.model_config)
 
   @functools.cached_property
   def _frozen(self) -> FrozenEncoders | None:
@@ -233,6 +226,19 @@ class BaseTask:
       return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
 
     return jax.jit(loss_of, static_argnums=0)
+
+
+def complete(
+  example: dict[str, np.ndarray], clip: EncodedClip, config: LPMConfig
+) -> dict[str, np.ndarray]:
+  """The example of a clip; ClipError when an input of the model is missing."""
+  missing = [name for name in config.inputs().values() if name not in example]
+  if missing:
+    raise ClipError(
+      f"clip {clip.clip_id!r} in {clip.file}: {missing[0]}: missing: encode it with frozen "
+      "encoders, or name them in config.frozen"
+    )
+  return example
 
 
 def _joined_twins(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

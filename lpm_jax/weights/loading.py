@@ -48,12 +48,8 @@ def _from_import(imported: store.ImportedWeights) -> nnx.Module:
   return module
 
 
-def load_base(folder: str | os.PathLike = "puppets") -> LPM:
-  """The Base model of a weights folder (base.safetensors)."""
-  return _load_lpm(folder, "base")
-
-
-def _load_lpm(folder: str | os.PathLike, name: str) -> LPM:
+def load_base(folder: str | os.PathLike = "puppets", name: str = "base") -> LPM:
+  """The Base model of a weights folder (base.safetensors), or another LPM in NAME.safetensors."""
   return shipped.load_built(shipped.weights_file(folder, name), LPMConfig, LPM)
 
 
@@ -85,9 +81,9 @@ def load_stream(folder: str | os.PathLike = "puppets", vae: str | os.PathLike = 
   if not found:
     names = " nor ".join(f"{name}.safetensors" for name in BACKBONES)
     raise shipped.WeightsError(f"{folder}: no weights of a stream: found neither {names}")
-  lpm, refiner = _load_lpm(folder, found[0]), None
+  lpm, refiner = load_base(folder, found[0]), None
   if shipped.has_weights(folder, "refiner"):
-    refiner = _load_lpm(folder, "refiner").transformer
+    refiner = load_base(folder, "refiner").transformer
     _check_refiner(folder, lpm.transformer, refiner)
   own = shipped.has_weights(folder, "vae") or store.find_import(folder, "vae")
   return StreamModels(lpm, load_vae(folder if own or not vae else vae), refiner)

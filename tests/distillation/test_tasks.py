@@ -45,6 +45,18 @@ def config_of(folder: pathlib.Path, stage: str) -> ConfigDict:
   return c
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory):
+  """Programs are kept on disk: a run that is resumed does not compile anew."""
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = [getattr(jax.config, name) for name in names]
+  for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.5), strict=True):
+    jax.config.update(name, value)
+  yield
+  for name, value in zip(names, before, strict=True):
+    jax.config.update(name, value)
+
+
 @functools.cache
 def batch_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   dataset = make_task(config_of(folder, "flow")).dataset(0)
