@@ -48,14 +48,12 @@ class Running(nnx.Module):
     graphdef, state = nnx.split(model)
     shapes = jax.eval_shape(lambda s, b: begin(nnx.merge(graphdef, s), b), state, batch)
     cache, window = shapes
-    axes = cache.axes(), jax.tree.map(lambda x: ("batch",) + (None,) * (x.ndim - 1), window)
     leaves, self.structure = jax.tree.flatten(shapes)
-    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    names = jax.tree.leaves(cache.axes(), is_leaf=lambda x: isinstance(x, tuple))
+    names += [("batch", *(None,) * x.ndim)[: x.ndim] for x in jax.tree.leaves(window)]
     self.arrays = nnx.List(
       [
-        Carried(
-          jnp.zeros(x.shape, x.dtype), out_sharding=tuple(n)[: x.ndim], eager_sharding=False
-        )
+        Carried(jnp.zeros(x.shape, x.dtype), out_sharding=n, eager_sharding=False)
         for x, n in zip(leaves, names, strict=True)
       ]
     )

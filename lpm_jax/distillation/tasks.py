@@ -97,11 +97,11 @@ class RegressionTask(OnlineTask):
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories."""
     shape = batch["latents"].shape
-    keys = dict(zip(("level", "noise", "history", *ENCODERS), jax.random.split(key, 6), strict=True))
+    keys = dict(
+      zip(("level", "noise", "history", *ENCODERS), jax.random.split(key, 6), strict=True)
+    )
     drops = {
-      f"drop_{name}": jax.random.bernoulli(
-        keys[name], self.config.loss[f"drop_{name}"], shape[:1]
-      )
+      f"drop_{name}": jax.random.bernoulli(keys[name], self.config.loss[f"drop_{name}"], shape[:1])
       for name in ENCODERS
     }
     if self.config.objective == "ode":
@@ -191,7 +191,7 @@ class MatchingTask(OnlineTask):
       teacher = nnx.state(model.scores.teacher.transformer)
       weights = {path: leaf[...] for path, leaf in nnx.to_flat_state(teacher)}
       fake = nnx.to_flat_state(nnx.state(model.scores.fake))
-      started = [(path, leaf.replace(weights[path].astype(leaf.dtype))) for path, leaf in fake]
+      started = [(path, leaf.replace(jnp.array(weights[path], leaf.dtype))) for path, leaf in fake]
       nnx.update(model.scores.fake, nnx.from_flat_state(started))
       if self.needs_backbone:
         _fill(self.config.backbone, ("backbone",), model.backbone)
@@ -354,9 +354,7 @@ class OnPolicyTask(MatchingTask):
       keys=jax.random.split(keys[0], count),
       given=jnp.zeros(shape),
       exit=rollout.draw_exit(keys[1], how),
-      history=rollout.draw_history(
-        keys[2], how, count, settings.corrupted, settings.corrupted_to
-      ),
+      history=rollout.draw_history(keys[2], how, count, settings.corrupted, settings.corrupted_to),
     )
 
 
@@ -375,9 +373,7 @@ class RefinerTask(MatchingTask):
       (model.student, self.settings.of_refiner(), keys[1]),
     ):
       # The refiner's encoders are never used where it streams: both hear through the backbone's.
-      beginning, chunks = heard.streamed_conditions(
-        model.backbone, batch, self.chunks, self.frames
-      )
+      beginning, chunks = heard.streamed_conditions(model.backbone, batch, self.chunks, self.frames)
       cache = StreamCache.empty(lpm.transformer.remember(picture, beginning), self.settings.causal)
       script = rollout.Script(
         conditions=jax.lax.stop_gradient(chunks),

@@ -54,6 +54,7 @@ def test_a_student_that_follows_ends_where_the_teacher_is():
 
   Clean predictions of N(m, 1) noised to t: m + (1 - t) / ((1 - t)^2 + t^2) (y - (1 - t) m).
   """
+
   def predicted(noisy, t, mean):
     keep = 1.0 - t
     return mean + keep / (keep**2 + t**2) * (noisy - keep * mean)
@@ -78,8 +79,6 @@ def test_a_student_that_follows_ends_where_the_teacher_is():
 
 
 def test_timesteps_are_clamped():
-  drawn = np.concatenate(
-    [matching.draw_timesteps(jax.random.key(i), 100, 5.0) for i in range(20)]
-  )
+  drawn = np.concatenate([matching.draw_timesteps(jax.random.key(i), 100, 5.0) for i in range(20)])
   assert drawn.min() >= 0.02 and drawn.max() == np.float32(0.98)
   np.testing.assert_allclose(np.median(drawn), 5 / 6, atol=0.01)  # 1/2, shifted

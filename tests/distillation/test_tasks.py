@@ -1,9 +1,10 @@
 """The stages as the loop trains them: they run, resume bit for bit, and leave a stream's weights."""
 
 import functools
-import json
+import os
 import pathlib
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,13 @@ from data_pipelines.records import write_records
 from lpm_jax.distillation import heard, tasks
 from lpm_jax.distillation.networks import Frozen
 from lpm_jax.models.lpm import LPM
+from lpm_jax.parallel.sharding import shard_batch
 from lpm_jax.training import loop
+from lpm_jax.training.state import TrainState
+from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
-from tests.training.child import saved
-from tests.training.test_base import encoded_clip
+from tests.training.test_base import encoded_clip, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory):
   """Programs are kept on disk: a run that is resumed does not compile anew."""
   names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
   before = [getattr(jax.config, name) for name in names]
-  for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.5), strict=True):
+  shared = tmp_path_factory.getbasetemp().parent / "programs"  # by all workers
+  for name, value in zip(names, (str(shared), 0.5), strict=True):
     jax.config.update(name, value)
   yield
   for name, value in zip(names, before, strict=True):
@@ -79,43 +83,49 @@ def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp
     np.testing.assert_array_equal(a, b)
   model = LPM(make_task(config).model_config, rngs=nnx.Rngs(5))
   shipped.load_module(tmp_path / "whole" / "weights" / f"{config.export}.safetensors", model)
-  rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-  assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+  assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "whole"))
 
 
-def state_of(config: ConfigDict) -> tuple[object, nnx.Module, dict]:
+def model_of(config: ConfigDict) -> tuple[loop.Setup, nnx.Module]:
   setup = loop.prepare(config)
-  return setup, nnx.merge(setup.graphdef, setup.state.params, setup.state.rest), setup.state
+  return setup, nnx.merge(setup.graphdef, setup.state.params, setup.state.rest)
 
 
-def test_students_move_in_their_turn_and_teachers_never(folders, tmp_path):
-  config = config_of(folders, "off_policy")
-  config.steps, config.loss.every = 4, 3
-  states = []
-  for steps in range(1, 5):
-    config.steps = steps
-    config.checkpoint.every = 1
-    states.append(loop.train(config, str(tmp_path)))
-  moved = lambda a, b, name: any(  # noqa: E731
-    not np.array_equal(x, y)
-    for x, y in zip(jax.tree.leaves(a.params[name]), jax.tree.leaves(b.params[name]), strict=True)
+def states_of(config: ConfigDict) -> list[TrainState]:
+  """The states of a run from the first to the last, by the program that the loop runs."""
+  setup = loop.prepare(config)
+  batches = loop.make_batches(setup.task, config)
+  ema, rules = config.optimiser.ema, config.sharding.rules
+  made = make_step(
+    setup.task, setup.graphdef, setup.optimiser, seed=config.seed, ema_decay=ema, rules=rules
   )
+  step, state = CompiledStep(made, setup.mesh), setup.state
+  states = [jax.tree.map(jnp.copy, state)]
+  for _ in range(config.steps):
+    batch = shard_batch(next(batches), setup.mesh)
+    step.prepare(state, batch)
+    state, _ = step(state, batch)
+    states.append(jax.tree.map(jnp.copy, state))
+  return states
+
+
+def moved(a: object, b: object) -> bool:
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return any(not np.array_equal(x, y) for x, y in pairs)
+
+
+def test_students_move_in_their_turn_and_encoders_and_teachers_never(folders):
+  states = states_of(config_of(folders, "off_policy"))
   pairs = list(zip(states, states[1:], strict=False))
-  # The first step, and every third after it.
-  assert [moved(a, b, "student") for a, b in pairs] == [False, False, True]
-  assert [moved(a, b, "scores") for a, b in pairs] == [True, True, True]
-  for a, b in pairs:
-    for x, y in zip(jax.tree.leaves(a.rest), jax.tree.leaves(b.rest), strict=True):
-      np.testing.assert_array_equal(x, y)
-  encoders = [states[0].params["student"][name] for name in tasks.ENCODERS]
-  first = loop.prepare(config).state.params["student"]
-  for name, found in zip(tasks.ENCODERS, encoders, strict=True):
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(first[name]), strict=True):
-      np.testing.assert_array_equal(x, y)
+  turns = lambda of: [moved(of(a.params), of(b.params)) for a, b in pairs]  # noqa: E731
+  assert turns(lambda p: p["student"]["transformer"]) == [True, False, True, False]
+  assert turns(lambda p: p["scores"]["fake"]) == [True] * 4
+  assert not any(turns(lambda p: [p["student"][name] for name in tasks.ENCODERS]))
+  assert not any(moved(a.rest, b.rest) for a, b in pairs)
 
 
 def test_weights_come_from_their_folders(folders):
-  setup, model, _ = state_of(config_of(folders, "refiner"))
+  _, model = model_of(config_of(folders, "refiner"))
   config = make_task(config_of(folders, "refiner")).model_config
   base, backbone = (LPM(config, rngs=nnx.Rngs(seed)) for seed in range(2))
 
@@ -138,7 +148,7 @@ def test_the_student_s_loss_is_zero_where_the_scores_agree(folders):
   """Fake and teacher begin alike; without guidance their predictions are the same."""
   config = config_of(folders, "off_policy")
   config.loss.update(guidance=(1.0, 1.0), regression=0.0)
-  setup, model, state = state_of(config)
+  setup, model = model_of(config)
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
   def loss(params):
@@ -152,52 +162,38 @@ def test_the_student_s_loss_is_zero_where_the_scores_agree(folders):
   assert not any(np.any(x) for x in jax.tree.leaves(gradient["student"]))
 
 
-def test_streams_go_on_from_step_to_step_with_their_own_character(folders, tmp_path):
-  config = config_of(folders, "on_policy")
-  config.loss.update(horizon=3, corrupted=0.0)
-  config.checkpoint.every = 1
-  chunks = []
-  for steps in range(1, 5):
-    config.steps = steps
-    state = loop.train(config, str(tmp_path))
-    model = nnx.merge(loop.prepare(config).graphdef, state.params, state.rest)
-    cache, window = model.running.read()
-    chunks.append((int(cache.chunks), np.asarray(window.conditions.references)))
-  assert [count for count, _ in chunks] == [2, 4, 6, 2]
-  np.testing.assert_array_equal(chunks[0][1], chunks[1][1])
-  np.testing.assert_array_equal(chunks[0][1], chunks[2][1])
-  assert not np.array_equal(chunks[0][1], chunks[3][1])
+def test_streams_go_on_from_step_to_step_with_their_own_character(folders):
+  config, ages, references = config_of(folders, "on_policy"), [], []
+  graphdef = loop.prepare(config).graphdef
+  for state in states_of(config)[1:]:
+    cache, window = nnx.merge(graphdef, state.params, state.rest).running.read()
+    ages.append(int(cache.chunks))
+    references.append(window.conditions.references)
+  assert ages == [2, 4, 2, 4]
+  assert [moved(a, references[0]) for a in references] == [False, False, True, True]
+
+
+SHARDED = """
+import sys
+from tests.distillation.test_tasks import *
+c = config_of(pathlib.Path(sys.argv[1]), "on_policy")
+c.steps, c.sharding.mesh = 2, {"data": 1, "fsdp": 2}
+loop.train(c, sys.argv[2])
+"""
 
 
 def test_sharded_equals_unsharded(folders, tmp_path):
-  """Two processes' worth of devices: see tests/training/test_loop.py for the same of Base."""
-  results = []
-  for mesh in (dict(data=1), dict(data=1, fsdp=2)):
-    config = config_of(folders, "on_policy")
-    config.steps, config.sharding.mesh = 3, mesh
-    name = "x".join(map(str, mesh.values()))
-    code = (
-      "import sys; from tests.distillation.test_tasks import *;"
-      f"c = config_of(pathlib.Path({str(folders)!r}), 'on_policy'); c.steps = 3;"
-      f"c.sharding.mesh = {mesh}; loop.train(c, {str(tmp_path / name)!r})"
-    )
-    del config
-    results.append((name, code))
-  import os
-  import sys
-
-  for name, code in results:
-    devices = 2 if name == "1x2" else 1
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=pathlib.Path.cwd())
-  rows = [
-    [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    for name, _ in results
-  ]
-  for one, two in zip(*rows, strict=True):
+  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+  words = [sys.executable, "-c", SHARDED, str(folders), str(tmp_path / "two")]
+  subprocess.run(words, check=True, env=env)
+  config = config_of(folders, "on_policy")
+  config.steps = 2
+  loop.train(config, str(tmp_path / "one"))
+  one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
+  assert len(one) == len(two) == 2
+  for a, b in zip(one, two, strict=True):
     for key in ("fake_loss", "matching_loss", "grad_norm"):
-      if key in one:
-        np.testing.assert_allclose(two[key], one[key], rtol=2e-4, atol=1e-6, err_msg=key)
+      np.testing.assert_allclose(b[key], a[key], rtol=2e-4, atol=1e-6, err_msg=key)
 
 
 def test_a_track_is_heard_as_in_serving():
