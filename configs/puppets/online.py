@@ -5,8 +5,9 @@
   lpm distill --config=configs/puppets/online.py:on_policy --workdir=runs/online/3
   lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
 
-`:flow` takes the place of `:regression` and needs no trajectories: clips, chunk by chunk. `STAGE,tiny`
-is a model of a few thousand parameters that runs in seconds. docs/distillation.md explains all.
+`:flow` takes the place of `:regression` and needs no trajectories: clips, chunk by chunk.
+`:STAGE,tiny` is a model of a few thousand parameters. docs/distillation.md explains all. Never run
+to its end: the numbers are guesses from the literature, not from measurements.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A model's own stream, with a gradient that needs the memory of one chunk.
 
-As in Self Forcing (arXiv 2506.08009), a chunk is taken from one evaluation, the exit, drawn once for
-all chunks; only through that one does a gradient flow, and caches are constants. So once the
+As in Self Forcing (arXiv 2506.08009), a chunk is taken from one evaluation, the exit, drawn once
+for all chunks; only through that one does a gradient flow, and caches are constants. So once the
 gradient of a loss with respect to the latents is known, each chunk's share of the gradient of the
 weights is a vector-Jacobian product of its own. The backward pass rolls the stream out once more
 and takes them one by one, in place of keeping what all chunks left.

@@ -1,4 +1,4 @@
-"""The stages as the loop trains them: they run, resume bit for bit, and leave a stream's weights."""
+"""The stages as the loop trains them: they run, resume bit for bit, and export their student."""
 
 import functools
 import os
