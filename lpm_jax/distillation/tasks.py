@@ -29,7 +29,7 @@ from lpm_jax.distillation.networks import Distilled, forced_velocity
 from lpm_jax.distillation.running import Running, Window
 from lpm_jax.distillation.trajectories import read_settings
 from lpm_jax.models.conditions import Conditions
-from lpm_jax.models.lpm import LPM
+from lpm_jax.models.lpm import LPM, dropped_or
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import StreamSettings
 from lpm_jax.training.base import BaseTask, complete
@@ -95,23 +95,28 @@ class RegressionTask(OnlineTask):
     return complete(trajectory_example(clip, rng, cut), clip, self.model_config)
 
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
-    """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories."""
-    shape = batch["latents"].shape
-    keys = dict(
-      zip(("level", "noise", "history", *ENCODERS), jax.random.split(key, 6), strict=True)
-    )
-    drops = {
-      f"drop_{name}": jax.random.bernoulli(keys[name], self.config.loss[f"drop_{name}"], shape[:1])
-      for name in ENCODERS
+    """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories.
+
+    And for "flow" which conditions are dropped: such a model can teach, with guidance.
+    """
+    shape, settings = batch["latents"].shape, self.config.loss
+    names = ("level", "noise", "history", *ENCODERS)
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    drawn = {
+      "noise": jax.random.normal(keys["noise"], shape),
+      "history_noise": jax.random.normal(keys["history"], shape),
     }
     if self.config.objective == "ode":
       points = batch["trajectory"].shape[1] - 1  # the last one is the end
-      level = jax.random.randint(keys["level"], (shape[0], self.chunks), 0, points)
-    else:
-      t = flow.sample_timesteps(keys["level"], shape[0] * self.chunks, self.config.loss.shift)
-      level = t.reshape(shape[0], self.chunks)
-    noises = (jax.random.normal(keys[name], shape) for name in ("noise", "history"))
-    return dict(zip(("level", "noise", "history_noise"), (level, *noises), strict=True)) | drops
+      return drawn | {
+        "level": jax.random.randint(keys["level"], (shape[0], self.chunks), 0, points)
+      }
+    t = flow.sample_timesteps(keys["level"], shape[0] * self.chunks, settings.shift)
+    drops = {
+      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], shape[:1])
+      for name in ENCODERS
+    }
+    return drawn | {"level": t.reshape(shape[0], self.chunks)} | drops
 
   def loss(self, model: LPM, batch: dict, key: Array, step: Array):
     """Mean squared error over the chunks: of clean latents for "ode", of velocities for "flow"."""
@@ -120,6 +125,13 @@ class RegressionTask(OnlineTask):
       batch = {**batch, **self.draw(batch, key)}
     beginning, chunks = heard.streamed_conditions(model, batch, self.chunks, self.frames)
     conditions = heard.whole(beginning, chunks, self.frames)
+    kept = {
+      name: dropped_or(
+        getattr(conditions, name), getattr(model, name).null, batch.get(f"drop_{name}")
+      )
+      for name in ENCODERS
+    }
+    conditions = conditions.replace(**kept)
     per_frame = lambda x: jnp.repeat(x, self.frames, axis=1)  # noqa: E731
     picture = jnp.zeros((len(batch["level"]), 1))
     if self.config.objective == "ode":

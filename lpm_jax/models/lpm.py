@@ -69,9 +69,11 @@ class LPM(nnx.Module):
     frames = frames or batch["latents"].shape[1]
     given = {name: batch[field] for name, field in self.config.inputs().items()}
     return Conditions(
-      text=_drop(self.text(given["text"]), self.text.null, batch.get("drop_text")),
-      speak=_drop(self.speak(given["speak"], frames), self.speak.null, batch.get("drop_speak")),
-      listen=_drop(
+      text=dropped_or(self.text(given["text"]), self.text.null, batch.get("drop_text")),
+      speak=dropped_or(
+        self.speak(given["speak"], frames), self.speak.null, batch.get("drop_speak")
+      ),
+      listen=dropped_or(
         self.listen(given["listen"], frames), self.listen.null, batch.get("drop_listen")
       ),
       references=batch["references"],
@@ -114,7 +116,8 @@ def _audio_encoder(config: LPMConfig, rngs: nnx.Rngs) -> nnx.Module:
   return AudioEncoder(config.audio, rngs=rngs)
 
 
-def _drop(encoded: Array, null: nnx.Param, dropped: Array | None) -> Array:
+def dropped_or(encoded: Array, null: nnx.Param, dropped: Array | None) -> Array:
+  """A condition [B, ...], its null where `dropped` bool [B]."""
   if dropped is None:
     return encoded
   return jnp.where(dropped.reshape(-1, *(1,) * (encoded.ndim - 1)), null[...], encoded)

@@ -1,6 +1,8 @@
 """The stages as the loop trains them: they run, resume bit for bit, and export their student."""
 
+import dataclasses
 import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -14,10 +16,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.puppets import online
+from data_pipelines.clip import Trajectory
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax.distillation import heard, tasks
 from lpm_jax.distillation.networks import Frozen
+from lpm_jax.distillation.trajectories import TrajectorySettings
+from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
 from lpm_jax.parallel.sharding import shard_batch
 from lpm_jax.training import loop
@@ -122,6 +127,57 @@ def test_students_move_in_their_turn_and_encoders_and_teachers_never(folders):
   assert turns(lambda p: p["scores"]["fake"]) == [True] * 4
   assert not any(turns(lambda p: [p["student"][name] for name in tasks.ENCODERS]))
   assert not any(moved(a.rest, b.rest) for a, b in pairs)
+
+
+def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, tmp_path, monkeypatch):
+  """Each chunk has its own point; from any of them the end is a straight way of t away."""
+  config = config_of(folders, "regression")
+  settings = TrajectorySettings(
+    levels=(1.0, 0.757, 0.522, 0.0),
+    causal=ChunkCausal(frames=3, sink=1, window=1),
+    chunks=2,
+    slots=2,
+  )
+  rng = np.random.default_rng(0)
+  clips = [
+    Trajectory.of(encoded_clip(i), rng.normal(size=(4, 7, 4, 4, 16)).astype(np.float16))
+    for i in range(4)
+  ]
+  write_records(tmp_path / "0.array_record", clips)
+  values = json.dumps({"trajectory": dataclasses.asdict(settings)})
+  (tmp_path / "trajectories.json").write_text(values)
+  config.data.path = str(tmp_path)
+  setup, model = model_of(config)
+  dataset = setup.task.dataset(0)
+  batch = stack([dataset[i] for i in range(4)])
+  seen = []
+
+  def knowing(model, settings, clean, noise, noisy, t, conditions):
+    seen.append(np.asarray(t))
+    there = jnp.maximum(t, 1e-6)[:, :, None, None, None]
+    return (noisy - clean) / there
+
+  monkeypatch.setattr(tasks, "forced", knowing)
+  loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
+  assert float(loss) < 1e-10
+  chunks = seen[0][:, 1:].reshape(4, 2, 3)
+  assert set(np.unique(seen[0])) <= set(np.float32(settings.levels))
+  assert (chunks == chunks[:, :, :1]).all() and (chunks[:, 0, 0] != chunks[:, 1, 0]).any()
+  monkeypatch.setattr(tasks, "forced", lambda *given: 1.0 + knowing(*given))
+  loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
+  expected = np.square(seen[1][:, 1:]).mean()  # a velocity that is wrong by 1 misses by t
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_trajectories_of_other_levels_are_refused(folders, tmp_path):
+  config = config_of(folders, "regression")
+  config.data.path = str(tmp_path)
+  with pytest.raises(ValueError, match="trajectories.json"):
+    make_task(config)
+  values = dataclasses.asdict(TrajectorySettings(levels=(1.0, 0.5, 0.0)))
+  (tmp_path / "trajectories.json").write_text(json.dumps({"trajectory": values}))
+  with pytest.raises(ValueError, match="levels: found .1.0, 0.5, 0.0., expected"):
+    make_task(config)
 
 
 def test_weights_come_from_their_folders(folders):
