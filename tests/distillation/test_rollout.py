@@ -27,10 +27,6 @@ SETTINGS = StreamSettings(CAUSAL)
 HOW = {"backbone": SETTINGS.of_backbone(), "refiner": SETTINGS.of_refiner()}
 
 
-# Programs that run for milliseconds: most of a test would be their optimisation.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
-
-
 @functools.cache
 def model_parts() -> tuple[nnx.GraphDef, nnx.State]:
   return nnx.split(make_model())
@@ -41,7 +37,7 @@ def beginning() -> tuple[StreamCache, Conditions, tuple[int, ...]]:
   """An empty stream, conditions of its chunks, shape of its latents."""
   graphdef, state = model_parts()
   picture, first, chunks = make_conditions()
-  left = jit(lambda s: nnx.merge(graphdef, s).remember(picture, first))(state)
+  left = jax.jit(lambda s: nnx.merge(graphdef, s).remember(picture, first))(state)
   chunks = jax.vmap(lambda c: c.without_references())(chunks)
   shape = (CHUNKS, len(picture), CAUSAL.frames, *picture.shape[2:])
   return StreamCache.empty(left, CAUSAL), chunks, shape
@@ -64,10 +60,10 @@ def test_the_last_exit_is_the_stream(name):
   how = HOW[name]
   cache, script = make_script(how, len(how.levels) - 1)
   graphdef, state = model_parts()
-  rolled = jit(lambda s, *x: rollout.roll_out(nnx.merge(graphdef, s), how, *x))
+  rolled = jax.jit(lambda s, *x: rollout.roll_out(nnx.merge(graphdef, s), how, *x))
   made, after = rolled(state, cache, script)
 
-  @jit
+  @jax.jit
   def streamed(state, cache, conditions, key, given):
     model = nnx.merge(graphdef, state)
     if name == "backbone":
@@ -110,7 +106,7 @@ def replayed_gradient(how: Evaluations):
     made, _ = rollout.roll_out(nnx.merge(graphdef, state), how, cache, script)
     return jnp.sum(weights * jnp.square(made))
 
-  return jit(jax.grad(loss))
+  return jax.jit(jax.grad(loss))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +129,7 @@ def test_the_replayed_gradient_is_the_direct_one(how, exit):
     return jnp.sum(weights * jnp.square(made))
 
   replayed = replayed_gradient(how)(state, cache, script, weights)
-  expected = jit(jax.grad(loss))(state)
+  expected = jax.jit(jax.grad(loss))(state)
   sizes = [float(jnp.abs(x).max()) for x in jax.tree.leaves(expected)]
   assert sum(size > 0 for size in sizes) > len(sizes) / 2
   for a, b in zip(jax.tree.leaves(replayed), jax.tree.leaves(expected), strict=True):
@@ -152,7 +148,7 @@ def test_chunks_and_histories_are_constants_of_the_gradient():
   both = jax.grad(
     lambda key, given: loss(cache.replace(key=key), script.replace(given=given)), argnums=(0, 1)
   )
-  of_cache, of_given = jit(both)(cache.key, script.given)
+  of_cache, of_given = jax.jit(both)(cache.key, script.given)
   assert not np.any(of_cache) and not np.any(of_given)
 
 
@@ -185,6 +181,6 @@ def test_memory_does_not_grow_with_the_chunks():
     def loss(state, script):
       return jnp.square(rollout.roll_out(nnx.merge(graphdef, state), how, cache, script)[0]).sum()
 
-    memory = jit(jax.grad(loss)).lower(state, longer).compile().memory_analysis()
+    memory = jax.jit(jax.grad(loss)).lower(state, longer).compile().memory_analysis()
     sizes.append(memory.temp_size_in_bytes)
   assert sizes[1] - sizes[0] < 8 * (longer.given.nbytes - script.given.nbytes) < sizes[0]
