@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from lpm_jax.training.state import TrainState
 from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
+from tests.children import with_devices
 from tests.training.test_base import encoded_clip, rows_of
 
 
@@ -239,9 +239,8 @@ loop.train(c, sys.argv[2])
 
 
 def test_sharded_equals_unsharded(folders, tmp_path):
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
   words = [sys.executable, "-c", SHARDED, str(folders), str(tmp_path / "two")]
-  subprocess.run(words, check=True, env=env)
+  subprocess.run(words, check=True, env=with_devices(2))
   config = config_of(folders, "on_policy")
   config.steps = 2
   loop.train(config, str(tmp_path / "one"))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ from lpm_jax.models.chunk_attention import Source, chunk_attend, largest_norm
 from lpm_jax.parallel.layout import in_force
 from lpm_jax.parallel.mesh import make_mesh
 from lpm_jax.parallel.sharding import tree_shardings
+from tests.children import with_devices
 from tests.models.test_transformer import BATCH, TINY, make_inputs, make_model
 
 BLOCKS, GRIDS, TOKENS = 3, (2, 4, 1), 16
@@ -124,9 +124,7 @@ for layout, timesteps in (({"tensor": 2}, 1), ({"context": 2}, 1), ({"data": 2, 
 
 def test_a_chunk_on_a_mesh_equals_one_on_one_device():
   """Tokens that come to weights (tensor), and weights that come to tokens (context)."""
-  flags = "--xla_force_host_platform_device_count=4"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, "-c", MESHES], env=environment, capture_output=True, text=True
+    [sys.executable, "-c", MESHES], env=with_devices(4), capture_output=True, text=True
   )
   assert len(done.stdout.splitlines()) == 3, done.stderr[-3000:]

@@ -1,8 +1,9 @@
 """Tokens apart over devices: every exchange, kernel, mask and layout gives one device's numbers."""
 
-import os
 import subprocess
 import sys
+
+from tests.children import with_devices
 
 EIGHT_DEVICES = """
 import dataclasses, itertools, jax, jax.numpy as jnp, numpy as np
@@ -70,10 +71,9 @@ for name, mask in MASKS.items():
 
 
 def test_every_exchange_mask_and_kernel_equals_one_device():
-  flags = "--xla_force_host_platform_device_count=8"
   done = subprocess.run(
     [sys.executable, "-c", EIGHT_DEVICES],
-    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    env=with_devices(8),
     capture_output=True,
     text=True,
   )

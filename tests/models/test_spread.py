@@ -1,8 +1,9 @@
 """Tokens apart over a tensor group: a chunk, its cache and gradients stay as they are."""
 
-import os
 import subprocess
 import sys
+
+from tests.children import with_devices
 
 EIGHT_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
@@ -68,10 +69,9 @@ print("gradients")
 
 
 def test_spread_equals_one_device():
-  flags = "--xla_force_host_platform_device_count=8"
   result = subprocess.run(
     [sys.executable, "-c", EIGHT_DEVICES],
-    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    env=with_devices(8),
     capture_output=True,
     text=True,
   )

@@ -1,6 +1,5 @@
 """Meshes and logical rules on virtual devices of a process of their own."""
 
-import os
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import pytest
 
 from lpm_jax.parallel.mesh import make_mesh
+from tests.children import with_devices
 
 EIGHT_DEVICES = """
 import jax, jax.numpy as jnp
@@ -41,10 +41,8 @@ assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 1)}
 
 
 def test_rules_on_eight_devices():
-  flags = "--xla_force_host_platform_device_count=8"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True
+    [sys.executable, "-c", EIGHT_DEVICES], env=with_devices(8), capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
 

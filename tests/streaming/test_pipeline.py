@@ -1,8 +1,9 @@
 """A stream on eight devices, sharded and in stages, equals the stream on one."""
 
-import os
 import subprocess
 import sys
+
+from tests.children import with_devices
 
 EIGHT_DEVICES = """
 import jax, numpy as np
@@ -94,9 +95,7 @@ for some, others in zip(staged, in_turn, strict=True):
 
 
 def test_sharded_and_in_stages_equal_one_device():
-  flags = "--xla_force_host_platform_device_count=8"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True
+    [sys.executable, "-c", EIGHT_DEVICES], env=with_devices(8), capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.children import ROOT, with_devices
 
 
 def free_port() -> int:
@@ -46,12 +45,7 @@ class Job:
   ):
     self.workdir, self.host = workdir, socket.gethostname()
     words = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
-    env = os.environ | {
-      "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(ROOT),
-      "PYTHONUNBUFFERED": "1",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    env = with_devices(devices) | {"PYTHONUNBUFFERED": "1"}
     if processes > 1:
       address = f"127.0.0.1:{free_port()}"
       env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}

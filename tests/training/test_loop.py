@@ -1,7 +1,6 @@
 """Training loop on a toy task: it learns, resumes, stops and refuses as promised."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -15,10 +14,9 @@ import pytest
 from lpm_jax.training import guard, hooks, loop
 from lpm_jax.training.checkpoints import CheckpointError
 from lpm_jax.training.step import CompiledStep
+from tests.children import ROOT, with_devices
 from tests.training.child import result_of
 from tests.training.toy import toy_config
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
@@ -26,12 +24,11 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
 
 
 def start(workdir: pathlib.Path, changes: dict, devices: int = 1) -> subprocess.Popen:
-  flags = f"--xla_force_host_platform_device_count={devices}"
   words = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
   return subprocess.Popen(
     [sys.executable, "-m", "tests.training.child", workdir, *words],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    env=with_devices(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

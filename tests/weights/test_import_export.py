@@ -1,7 +1,6 @@
 """Public checkpoints in and out: bit-equal, resumable, bounded; bad ones are named and refused."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from lpm_jax.weights import loading, shipped, store, wan
 from lpm_jax.weights.exporting import export_weights
 from lpm_jax.weights.importing import check_weights, import_weights
 from lpm_jax.weights.shipped import WeightsError, flat_state
+from tests.children import with_devices
 
 SIZES = dict(width=16, heads=2, layers=4, hidden=24, text_width=8, audio_width=8)
 TRUNK = TransformerConfig(**SIZES)
@@ -151,10 +151,9 @@ for name, leaf in flat_state(sharded).items():
 
 def test_on_a_mesh_every_device_gets_its_piece(source, tmp_path):
   import_weights(_config(source), tmp_path / "ours")
-  flags = "--xla_force_host_platform_device_count=8"
   subprocess.run(
     [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path / "ours")],
-    env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    env=with_devices(8),
     cwd=pathlib.Path(__file__).parents[2],
     check=True,
   )
