@@ -1,6 +1,6 @@
-"""The shipped Base learns to use its references: twins, then clips of all kinds again.
+"""Base, after base_actions.py, learns to use its references: twins, then clips of all kinds again.
 
-  lpm train --config=configs/puppets/base_references.py --workdir=runs/references
+  lpm train --config=configs/puppets/base_references.py --config.init=FOLDER --workdir=runs/references
   lpm train --config=configs/puppets/base_references.py:again --workdir=runs/references_again
 
 Folders of latents: configs/puppets/data.py and :twins, each encoded (configs/puppets/encode.py).
@@ -18,7 +18,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if arg not in (None, "", "again"):
     raise ValueError(f"configs/puppets/base_references.py: found :{arg}, expected :again")
   c = base.get_config()
-  c.init = "puppets"
   c.steps = 1_100
   c.batch_size = 8  # 8 pairs of twins are 16 windows
   c.data.twins = "data/puppets_twins_latents/train"
