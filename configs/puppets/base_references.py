@@ -1,6 +1,7 @@
-"""Base, after base_actions.py, learns to use its references: twins, then clips of all kinds again.
+r"""Base, after base_actions.py, learns to use its references: twins, then clips of all kinds again.
 
-  lpm train --config=configs/puppets/base_references.py --config.init=FOLDER --workdir=runs/references
+  lpm train --config=configs/puppets/base_references.py --config.init=FOLDER \
+    --workdir=runs/references
   lpm train --config=configs/puppets/base_references.py:again --workdir=runs/references_again
 
 Folders of latents: configs/puppets/data.py and :twins, each encoded (configs/puppets/encode.py).
