@@ -184,6 +184,11 @@ class MatchingTask(OnlineTask):
 
   needs_backbone = False
 
+  def __init__(self, config: ConfigDict):
+    super().__init__(config)
+    if config.get("guard", {}).get("policy") == "skip":  # its optimisers would miss their turns
+      raise ValueError("guard.policy: found 'skip', expected 'stop' or 'rewind'")
+
   def build(self, rngs: nnx.Rngs) -> Distilled:
     """Student, teacher and fake score."""
     return Distilled(

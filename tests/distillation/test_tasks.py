@@ -284,3 +284,14 @@ def test_windows_that_are_no_chunks_are_refused(folders):
   config.data.latent_frames = 4
   with pytest.raises(ValueError, match="stage 'flow': expected windows of 7 latents"):
     make_task(config)
+
+
+def test_what_would_move_the_turns_of_the_student_is_refused(folders):
+  config = config_of(folders, "refiner")
+  config.guard.policy = "skip"
+  with pytest.raises(ValueError, match="guard.policy: found 'skip'"):
+    make_task(config)
+  config = config_of(folders, "on_policy")
+  config.accumulate = 2
+  with pytest.raises(ValueError, match="loss.horizon: streams that go on need accumulate 1"):
+    make_task(config)
