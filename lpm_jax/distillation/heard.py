@@ -13,12 +13,6 @@ from lpm_jax.models.lpm import LPM
 TRACKS = ("speak", "listen")
 
 
-def past_latents(lpm: LPM) -> int:
-  """Latent frames that the widest audio branch looks back."""
-  config = lpm.config.transformer
-  return max(before for before, _ in (config.speak_window, config.listen_window))
-
-
 def streamed_track(
   encoder: nnx.Module, sound: Array, chunks: int, frames: int, past: int, rate: float, fps: float
 ) -> Array:
@@ -59,7 +53,7 @@ def streamed_conditions(
   """
   given = {name: batch[field] for name, field in lpm.config.inputs().items()}
   rate = FEATURES_PER_SECOND if lpm.config.frozen_audio else SAMPLE_RATE
-  fps, past = lpm.config.audio.fps, past_latents(lpm)
+  fps, past = lpm.config.audio.fps, lpm.config.transformer.heard_before()
   tracks, silence = {}, {}
   for name in TRACKS:
     encoder, sound = getattr(lpm, name), given[name]

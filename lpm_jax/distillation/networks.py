@@ -5,11 +5,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from lpm_jax.models.attention import TeacherForcing
+from lpm_jax.models.attention import ChunkCausal, TeacherForcing
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.models.transformer import VideoTransformer
-from lpm_jax.streaming.sampler import StreamSettings
 
 
 class Frozen(nnx.Variable):
@@ -64,30 +63,31 @@ class Distilled(nnx.Module):
 
 def forced_velocity(
   model: VideoTransformer,
-  settings: StreamSettings,
+  causal: ChunkCausal,
   history: Array,
+  level: Array,
   noisy: Array,
   timestep: Array,
   conditions: Conditions,
-  history_level: float,
 ) -> Array:
   """Velocity of every chunk of a clip in one pass, each seeing those before it as they truly are.
 
   Args:
     history: what a chunk sees of the others [B, F, H, W, C]; the main picture, clean, comes first.
+    level: timesteps of the history, [B, F].
     noisy: what it sees of itself; its main picture is not looked at.
     timestep: of `noisy`, [B, F].
     conditions: of all F frames (`heard.whole`).
-    history_level: timestep of `history`.
 
   Returns fp32 [B, F, H, W, C].
   """
   frames = history.shape[1]
-  past = jnp.full(timestep.shape, history_level).at[:, 0].set(0.0)
-  twice = lambda x: jnp.concatenate([x, x], axis=1)  # noqa: E731
+  twice = {
+    name: jnp.concatenate([getattr(conditions, name)] * 2, axis=1) for name in ("speak", "listen")
+  }
   return model(
     jnp.concatenate([history, noisy], axis=1),
-    jnp.concatenate([past, timestep], axis=1),
-    conditions.replace(speak=twice(conditions.speak), listen=twice(conditions.listen)),
-    causal=TeacherForcing(settings.causal, frames),
+    jnp.concatenate([level, timestep], axis=1),
+    conditions.replace(**twice),
+    causal=TeacherForcing(causal, frames),
   )[:, frames:]

@@ -10,6 +10,7 @@
 LPM 1.0, section 4.2; figures and traps of others in docs/distillation.md.
 """
 
+import abc
 import functools
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import rearrange
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
@@ -32,13 +34,11 @@ from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM, dropped_or
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import StreamSettings
-from lpm_jax.training.base import BaseTask, complete
+from lpm_jax.training.base import CONDITIONS, BaseTask
 from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.samples import encode_window
 from lpm_jax.weights import loading, shipped
 from lpm_jax.weights.shipped import config_from_dict
-
-ENCODERS = ("text", "speak", "listen")
 
 
 class OnlineTask(BaseTask):
@@ -85,14 +85,15 @@ class RegressionTask(OnlineTask):
 
   def initialiser(self) -> Callable[[LPM], object]:
     """The student begins with the weights in the folder `config.student`."""
-    return functools.partial(_fill, self.config.student, ("backbone", "base"))
+    return functools.partial(_fill, self.config.student)
 
-  def _example(
+  def window(
     self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
   ) -> dict[str, np.ndarray]:
+    """With the clip's trajectory for "ode"."""
     if self.config.objective == "flow":
-      return super()._example(clip, rng, cut)
-    return complete(trajectory_example(clip, rng, cut), clip, self.model_config)
+      return super().window(clip, rng, cut)
+    return trajectory_example(clip, rng, cut)
 
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories.
@@ -100,7 +101,7 @@ class RegressionTask(OnlineTask):
     And for "flow" which conditions are dropped: such a model can teach, with guidance.
     """
     shape, settings = batch["latents"].shape, self.config.loss
-    names = ("level", "noise", "history", *ENCODERS)
+    names = ("level", "noise", "history", *CONDITIONS)
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     drawn = {
       "noise": jax.random.normal(keys["noise"], shape),
@@ -114,7 +115,7 @@ class RegressionTask(OnlineTask):
     t = flow.sample_timesteps(keys["level"], shape[0] * self.chunks, settings.shift)
     drops = {
       f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], shape[:1])
-      for name in ENCODERS
+      for name in CONDITIONS
     }
     return drawn | {"level": t.reshape(shape[0], self.chunks)} | drops
 
@@ -129,7 +130,7 @@ class RegressionTask(OnlineTask):
       name: dropped_or(
         getattr(conditions, name), getattr(model, name).null, batch.get(f"drop_{name}")
       )
-      for name in ENCODERS
+      for name in CONDITIONS
     }
     conditions = conditions.replace(**kept)
     per_frame = lambda x: jnp.repeat(x, self.frames, axis=1)  # noqa: E731
@@ -169,10 +170,10 @@ def forced(
   level = settings.backbone[-1] if settings.history is None else settings.history
   past = jnp.full(t.shape, level).at[:, 0].set(0.0)
   history = flow.add_noise(clean, noise, past)
-  return forced_velocity(model.transformer, settings, history, noisy, t, conditions, level)
+  return forced_velocity(model.transformer, settings.causal, history, past, noisy, t, conditions)
 
 
-class MatchingTask(OnlineTask):
+class MatchingTask(OnlineTask, abc.ABC):
   """Distribution matching; the stages say how the student's latents come about.
 
   The fake score learns in every step, the student in one of `config.loss.every`.
@@ -203,15 +204,15 @@ class MatchingTask(OnlineTask):
     """Weights of the folders `config.student`, `teacher` and, for the refiner, `backbone`."""
 
     def fill(model: Distilled):
-      _fill(self.config.student, ("backbone", "base"), model.student)
-      _fill(self.config.teacher, ("base",), model.scores.teacher)
+      _fill(self.config.student, model.student)
+      loading.initialiser(self.config.teacher, "base")(model.scores.teacher)
       teacher = nnx.state(model.scores.teacher.transformer)
       weights = {path: leaf[...] for path, leaf in nnx.to_flat_state(teacher)}
       fake = nnx.to_flat_state(nnx.state(model.scores.fake))
       started = [(path, leaf.replace(jnp.array(weights[path], leaf.dtype))) for path, leaf in fake]
       nnx.update(model.scores.fake, nnx.from_flat_state(started))
       if self.needs_backbone:
-        _fill(self.config.backbone, ("backbone",), model.backbone)
+        loading.initialiser(self.config.backbone, "backbone")(model.backbone)
 
     return fill
 
@@ -236,7 +237,7 @@ class MatchingTask(OnlineTask):
       names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
       if names[0] == "scores":
         return "fake"
-      return "still" if names[1] in ENCODERS else "student"
+      return "still" if names[1] in CONDITIONS else "student"
 
     return optax.partition(parts, functools.partial(jax.tree_util.tree_map_with_path, label))
 
@@ -244,9 +245,9 @@ class MatchingTask(OnlineTask):
     """Nothing here: a rollout draws for all of its clips."""
     return {}
 
+  @abc.abstractmethod
   def made(self, model: Distilled, batch: dict, key: Array, step: Array) -> Window:
     """What the student makes, in a window that the scores look at."""
-    raise NotImplementedError
 
   def loss(self, model: Distilled, batch: dict, key: Array, step: Array):
     """Loss of the fake score and, in one of `every` steps, of the student."""
@@ -407,8 +408,7 @@ class RefinerTask(MatchingTask):
 
 def _joined(chunks: Array) -> Array:
   """[n, B, f, ...] -> [B, n f, ...]."""
-  chunks = jnp.moveaxis(chunks, 0, 1)
-  return chunks.reshape(len(chunks), -1, *chunks.shape[3:])
+  return rearrange(chunks, "n b f ... -> b (n f) ...")
 
 
 def _of_stream(batch: dict, conditions: Conditions) -> dict:
@@ -417,11 +417,7 @@ def _of_stream(batch: dict, conditions: Conditions) -> dict:
   return batch | {name: getattr(conditions, name) for name in names}
 
 
-def _fill(folder: str, names: tuple[str, ...], module: nnx.Module):
-  """Fills a module from the first of FOLDER/NAME.safetensors that is there, or an import."""
-  for name in names[:-1]:
-    try:
-      return loading.initialiser(folder, name)(module)
-    except shipped.WeightsError:
-      continue
-  return loading.initialiser(folder, names[-1])(module)
+def _fill(folder: str, module: nnx.Module):
+  """Fills a student from the folder's backbone where there is one, or else from its Base."""
+  name = "backbone" if shipped.has_weights(folder, "backbone") else "base"
+  loading.initialiser(folder, name)(module)

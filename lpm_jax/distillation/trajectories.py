@@ -34,7 +34,8 @@ from data_pipelines.loader import ExampleConfig, example_from_clip, stack
 from data_pipelines.records import RecordSource, write_records
 from lpm_jax.diffusion import flow, solvers
 from lpm_jax.diffusion.guidance import guided_velocity
-from lpm_jax.models.attention import ChunkCausal, TeacherForcing
+from lpm_jax.distillation.networks import forced_velocity
+from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.parallel import layout
@@ -128,16 +129,10 @@ class CausalTeacher:
 
   def __call__(self, latents: Array, timestep: Array, conditions: Conditions) -> Array:
     """Velocity [n B, F, H, W, C]; under guidance the batch is there n times."""
-    frames, times = latents.shape[1], len(latents) // len(self._history)
+    times = len(latents) // len(self._history)
     history = jnp.tile(self._history, (times, 1, 1, 1, 1))
-    both = jnp.concatenate([history, latents], axis=1)
-    t = jnp.concatenate([jnp.tile(self._level, (times, 1)), timestep], axis=1)
-    twice = {
-      name: jnp.concatenate([getattr(conditions, name)] * 2, axis=1) for name in ("speak", "listen")
-    }
-    mask = TeacherForcing(self._causal, frames)
-    velocity = self._model.transformer(both, t, conditions.replace(**twice), causal=mask)
-    return velocity[:, frames:]
+    level, model = jnp.tile(self._level, (times, 1)), self._model.transformer
+    return forced_velocity(model, self._causal, history, level, latents, timestep, conditions)
 
 
 def clip_noise(seed: int, index: Array, purpose: int, shape: Sequence[int]) -> Array:

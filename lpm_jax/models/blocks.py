@@ -76,6 +76,10 @@ class TransformerConfig:
       if getattr(self, name) not in known:
         raise ValueError(f"{name}: found {getattr(self, name)!r}, expected one of {known}")
 
+  def heard_before(self) -> int:
+    """Latent frames that the widest audio branch looks back."""
+    return max(self.speak_window[0], self.listen_window[0])
+
   @classmethod
   def lpm_17b(cls) -> "TransformerConfig":
     """The published size: Wan2.1-14B with audio K, V and O of 5120 x 5120 in all 40 blocks."""

@@ -64,8 +64,7 @@ class Performer:
     if lpm.config.frozen_text or lpm.config.frozen_audio:
       raise ValueError("lpm: a model of frozen encoders cannot stream yet")
     settings = settings or StreamSettings()
-    windows = lpm.config.transformer.speak_window, lpm.config.transformer.listen_window
-    past = max(before for before, _ in windows)
+    past = lpm.config.transformer.heard_before()
     self.fps = lpm.config.audio.fps
     self.frames = FRAMES_PER_LATENT * settings.causal.frames
     self.samples = audio_samples(self.frames, self.fps)

@@ -109,7 +109,13 @@ class BaseTask:
     """An example with every input of the model; features that are not stored are made here."""
     if self._frozen:
       clip = self._frozen.added(clip)
-    return complete(example_from_clip(clip, rng, cut), clip, self.model_config)
+    return complete(self.window(clip, rng, cut), clip, self.model_config)
+
+  def window(
+    self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
+  ) -> dict[str, np.ndarray]:
+    """What of a clip an example has."""
+    return example_from_clip(clip, rng, cut)
 
   @functools.cached_property
   def _frozen(self) -> FrozenEncoders | None:

@@ -125,7 +125,7 @@ def test_students_move_in_their_turn_and_encoders_and_teachers_never(folders):
   turns = lambda of: [moved(of(a.params), of(b.params)) for a, b in pairs]  # noqa: E731
   assert turns(lambda p: p["student"]["transformer"]) == [True, False, True, False]
   assert turns(lambda p: p["scores"]["fake"]) == [True] * 4
-  assert not any(turns(lambda p: [p["student"][name] for name in tasks.ENCODERS]))
+  assert not any(turns(lambda p: [p["student"][name] for name in tasks.CONDITIONS]))
   assert not any(moved(a.rest, b.rest) for a, b in pairs)
 
 

@@ -108,3 +108,4 @@ def test_without_the_package_training_goes_on():
   export = CloudExport("job")
   export.enter("start", "step", 0)
   export.close()
+  assert export._to is None
