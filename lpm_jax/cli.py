@@ -110,6 +110,13 @@ def weights_check(config, workdir: str):
   importing.check_weights(config, workdir)
 
 
+def weights_pack(config, workdir: str):
+  """Store weights with eight bits a number, for shipping."""
+  from lpm_jax.weights import packing
+
+  packing.pack_weights(config, workdir)
+
+
 VERBS: dict[str, Callable] = {
   "data puppets": data_puppets,
   "data encode": data_encode,
@@ -122,6 +129,7 @@ VERBS: dict[str, Callable] = {
   "weights import": weights_import,
   "weights export": weights_export,
   "weights check": weights_check,
+  "weights pack": weights_pack,
 }
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from lpm_jax.weights import store
 from lpm_jax.weights.layout import Entry
-from lpm_jax.weights.shipped import WeightsError, weights_file
+from lpm_jax.weights.shipped import WeightsError, read_tensor, weights_file
 
 
 class Parameters:
@@ -82,8 +82,11 @@ class _Exported(Parameters):
 
   def __call__(self, entry: Entry) -> np.ndarray:
     name = _known(self._names, entry.target, self._kind, self._path)
-    tensor = self._file.get_slice(name)
-    return self._file.get_tensor(name) if entry.index is None else tensor[entry.index]
+    packed = self._file.get_slice(name).get_dtype() == "I8"
+    if entry.index is not None and not packed:
+      return self._file.get_slice(name)[entry.index]
+    tensor = read_tensor(self._file, name)
+    return tensor if entry.index is None else tensor[entry.index]
 
 
 class _Run(Parameters):

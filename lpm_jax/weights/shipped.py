@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 PUPPETS = pathlib.Path(__file__).parent / "puppets"
+SCALE = ":scale"  # behind the name of a tensor of eight bits: what its integers are multiplied with
 
 
 class WeightsError(ValueError):
@@ -34,13 +35,18 @@ def save_module(
 
   Floating-point tensors are stored as `dtype`; others as they are.
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   tensors = {}
   for name, leaf in flat_state(module).items():
     array = np.asarray(jax.device_get(leaf[...]))
     is_float = np.issubdtype(array.dtype, np.floating)
     tensors[name] = np.ascontiguousarray(array.astype(dtype) if is_float else array)
+  save_tensors(path, tensors, config)
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], config: dict):
+  """Writes tensors and a config dict to one safetensors file, whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     save_file(tensors, temporary, metadata={"config": json.dumps(config)})
@@ -66,17 +72,25 @@ def load_module(path: str | os.PathLike, module: nnx.Module) -> nnx.Module:
   read_config(path)
   wanted = flat_state(module)
   with safe_open(path, framework="numpy") as file:
-    found = set(file.keys())
+    found = {name for name in file.keys() if not name.endswith(SCALE)}
     if found != set(wanted):
       missing, extra = sorted(set(wanted) - found)[:3], sorted(found - set(wanted))[:3]
       raise WeightsError(f"{path}: tensors missing: {missing}, not known: {extra}")
     for name, leaf in wanted.items():
-      tensor = file.get_tensor(name)
+      tensor = read_tensor(file, name)
       if tensor.shape != leaf.shape:
         raise WeightsError(f"{path}: {name}: found shape {tensor.shape}, expected {leaf.shape}")
       wanted[name] = leaf.replace(jnp.asarray(tensor, leaf.dtype))
   nnx.update(module, nnx.from_flat_state([(tuple(_keys(n)), v) for n, v in wanted.items()]))
   return module
+
+
+def read_tensor(file: safe_open, name: str) -> np.ndarray:
+  """A tensor of an open weights file as numbers, also where it is stored with eight bits."""
+  tensor = file.get_tensor(name)
+  if tensor.dtype != np.int8:
+    return tensor
+  return tensor.astype(np.float32) * file.get_tensor(name + SCALE).astype(np.float32)
 
 
 def load_built(
