@@ -94,5 +94,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # checkpoint, evaluation
   c.checkpoint.every = 2 if tiny else 100
   c.evaluation.log_every = 1 if tiny else 10
-  c.evaluation.sample_every = 0
+  c.evaluation.sample_every = 2 if tiny else 100  # streams of the validation clips
   return c

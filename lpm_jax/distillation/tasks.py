@@ -24,24 +24,32 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from data_pipelines.clip import EncodedClip
-from data_pipelines.loader import EXTENSION, ExampleConfig, trajectory_example
+from data_pipelines.loader import (
+  EXTENSION,
+  ExampleConfig,
+  example_from_clip,
+  stack,
+  trajectory_example,
+)
+from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow, guidance
-from lpm_jax.distillation import heard, matching, rollout
+from lpm_jax.distillation import heard, matching, rollout, samples
 from lpm_jax.distillation.networks import Distilled, forced_velocity
 from lpm_jax.distillation.running import Running, Window
 from lpm_jax.distillation.trajectories import read_settings
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM, dropped_or
+from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import StreamSettings
-from lpm_jax.training.base import CONDITIONS, BaseTask
+from lpm_jax.training.base import CONDITIONS, VALIDATION_SEED, BaseTask, complete
 from lpm_jax.training.optimiser import make_optimiser
-from lpm_jax.training.samples import encode_window
+from lpm_jax.training.samples import encode_window, write_pairs
 from lpm_jax.weights import loading, shipped
 from lpm_jax.weights.shipped import config_from_dict
 
 
-class OnlineTask(BaseTask):
+class OnlineTask(BaseTask, abc.ABC):
   """What the stages share: clips cut into chunks, streamed conditions, weights to start from.
 
   Args:
@@ -63,6 +71,37 @@ class OnlineTask(BaseTask):
         raise ValueError(
           f"stage {stage.name!r}: expected windows of {wanted} latents from the beginning of clips"
         )
+
+  @abc.abstractmethod
+  def streaming(self, model: nnx.Module) -> tuple[LPM, VideoTransformer]:
+    """Encoders with the backbone, and the refiner, of the streams that show how far training is."""
+
+  def sample(self, model: nnx.Module, workdir: str, step: int) -> dict[str, float]:
+    """Streams the validation clips: how far from them in latents, and videos of the first ones.
+
+    The distance falls while a stream learns to follow what it is given, and grows where it drifts.
+    `config.evaluation` has `sample_clips`, the number of videos, and `vae`, a weights folder.
+    """
+    if not self.config.data.validation:
+      return {}
+    source, settings = RecordSource(self.config.data.validation), self.config.evaluation
+    cut, rng = self._example_config(self.curriculum[-1]), np.random.default_rng
+    clips = ((i, self.with_features(source[i])) for i in range(len(source)))
+    examples = [
+      complete(example_from_clip(clip, rng((VALIDATION_SEED, i)), cut), clip, self.model_config)
+      for i, clip in clips
+    ]
+    vae, size = loading.load_vae(settings.vae), min(self.config.batch_size, len(examples))
+    apart = []
+    for first in range(0, len(examples) - size + 1, size):
+      batch = stack(examples[first : first + size])
+      latents, video = samples.stream_clips(*self.streaming(model), vae, self.settings, batch)
+      apart.append(np.square(np.asarray(latents)[:, 1:] - batch["latents"][:, 1:]).mean())
+      if first < settings.sample_clips:
+        shown = {name: x[: settings.sample_clips] for name, x in batch.items()}
+        fps = self.model_config.audio.fps
+        write_pairs(video[: settings.sample_clips], shown, vae, workdir, step, fps)
+    return {"validation_distance": float(np.mean(apart))}
 
 
 class RegressionTask(OnlineTask):
@@ -86,6 +125,10 @@ class RegressionTask(OnlineTask):
   def initialiser(self) -> Callable[[LPM], object]:
     """The student begins with the weights in the folder `config.student`."""
     return functools.partial(_fill, self.config.student)
+
+  def streaming(self, model: LPM) -> tuple[LPM, VideoTransformer]:
+    """The student is both."""
+    return model, model.transformer
 
   def window(
     self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
@@ -173,7 +216,7 @@ def forced(
   return forced_velocity(model.transformer, settings.causal, history, past, noisy, t, conditions)
 
 
-class MatchingTask(OnlineTask, abc.ABC):
+class MatchingTask(OnlineTask):
   """Distribution matching; the stages say how the student's latents come about.
 
   The fake score learns in every step, the student in one of `config.loss.every`.
@@ -219,6 +262,10 @@ class MatchingTask(OnlineTask, abc.ABC):
   def exported(self, model: Distilled) -> LPM:
     """The student."""
     return model.student
+
+  def streaming(self, model: Distilled) -> tuple[LPM, VideoTransformer]:
+    """The student is both."""
+    return model.student, model.student.transformer
 
   def optimiser(self) -> optax.GradientTransformation:
     """One for the student, which moves in one of `every` steps, and one for the fake score.
@@ -380,6 +427,10 @@ class RefinerTask(MatchingTask):
   """Stage 4: the refiner on streams of the frozen backbone (folder `config.backbone`)."""
 
   needs_backbone = True
+
+  def streaming(self, model: Distilled) -> tuple[LPM, VideoTransformer]:
+    """The frozen backbone, and the student."""
+    return model.backbone, model.student.transformer
 
   def made(self, model: Distilled, batch: dict, key: Array, step: Array) -> Window:
     del step

@@ -106,10 +106,13 @@ class BaseTask:
   def _example(
     self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
   ) -> dict[str, np.ndarray]:
-    """An example with every input of the model; features that are not stored are made here."""
-    if self._frozen:
-      clip = self._frozen.added(clip)
+    """An example with every input of the model."""
+    clip = self.with_features(clip)
     return complete(self.window(clip, rng, cut), clip, self.model_config)
+
+  def with_features(self, clip: EncodedClip) -> EncodedClip:
+    """The clip with features of frozen encoders, which are made here where it stores none."""
+    return self._frozen.added(clip) if self._frozen else clip
 
   def window(
     self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig

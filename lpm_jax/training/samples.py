@@ -33,9 +33,7 @@ def encode_window(model: LPM, batch: dict[str, jax.Array]) -> Conditions:
 def write_samples(
   model: LPM, batch: dict[str, np.ndarray], workdir: str, step: int, config: ConfigDict
 ):
-  """Writes workdir/samples/STEP-INDEX.mp4 for every clip of a batch of windows from clip starts.
-
-  Left: made by the model from the given latents; right: the clip; both decoded by the autoencoder.
+  """`write_pairs` of videos that the model makes from the latents that a batch gives.
 
   Args:
     config: `sample_steps`, `sample_shift`, `sample_guidance` (text and audio) and `vae`, a weights
@@ -48,12 +46,26 @@ def write_samples(
     shift=config.sample_shift,
     strength=config.sample_guidance,
   )
-  vae = nnx.split(loading.load_vae(config.vae))
-  both = [_decode(*vae, latents) for latents in (made, batch["latents"])]
-  frames = np.concatenate([np.asarray(video) for video in both], axis=3)
+  vae = loading.load_vae(config.vae)
+  write_pairs(_decode(*nnx.split(vae), made), batch, vae, workdir, step, model.config.audio.fps)
+
+
+def write_pairs(
+  made: jax.Array,
+  batch: dict[str, np.ndarray],
+  vae: VideoVAE,
+  workdir: str,
+  step: int,
+  fps: float,
+):
+  """Writes workdir/samples/STEP-INDEX.mp4 for every clip of a batch of windows from clip starts.
+
+  Left: the video made, uint8 [B, T, H, W, 3]; right: the clip, as the autoencoder decodes it.
+  """
+  clips = _decode(*nnx.split(vae), batch["latents"])
+  frames = np.concatenate([np.asarray(made), np.asarray(clips)], axis=3)
   folder = pathlib.Path(workdir) / "samples"
-  folder.mkdir(exist_ok=True)
-  fps = model.config.audio.fps
+  folder.mkdir(parents=True, exist_ok=True)
   for index, video in enumerate(frames):
     sound = np.stack([batch[track][index] for track in ("speak_audio", "listen_audio")], axis=1)
     sound = sound[: audio_samples(len(video), fps)]

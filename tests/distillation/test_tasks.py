@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -18,11 +19,13 @@ from configs.puppets import online
 from data_pipelines.clip import Trajectory
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
-from lpm_jax.distillation import heard, tasks
+from lpm_jax import media
+from lpm_jax.distillation import heard, samples, tasks
 from lpm_jax.distillation.networks import Frozen
 from lpm_jax.distillation.trajectories import TrajectorySettings
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
+from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel.sharding import shard_batch
 from lpm_jax.training import loop
 from lpm_jax.training.state import TrainState
@@ -32,12 +35,27 @@ from lpm_jax.weights import shipped
 from tests.children import with_devices
 from tests.training.test_base import encoded_clip, rows_of
 
+SETTINGS = TrajectorySettings(
+  levels=(1.0, 0.757, 0.522, 0.0),
+  causal=ChunkCausal(frames=3, sink=1, window=1),
+  chunks=2,
+  slots=2,
+)
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Clips, and weights of a Base and of a backbone that differ."""
+  """Clips, trajectories, and weights of a Base and of a backbone that differ."""
   folder = tmp_path_factory.mktemp("online")
   write_records(folder / "train" / "0.array_record", map(encoded_clip, range(8)))
+  rng = np.random.default_rng(0)
+  made = [
+    Trajectory.of(encoded_clip(i), rng.normal(size=(4, 7, 4, 4, 16)).astype(np.float16))
+    for i in range(4)
+  ]
+  write_records(folder / "trajectories" / "0.array_record", made)
+  values = json.dumps({"trajectory": dataclasses.asdict(SETTINGS)})
+  (folder / "trajectories" / "trajectories.json").write_text(values)
   c = config_of(folder, "flow")
   for seed, name in enumerate(("base", "backbone")):
     model = LPM(make_task(c).model_config, rngs=nnx.Rngs(seed))
@@ -47,7 +65,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def config_of(folder: pathlib.Path, stage: str) -> ConfigDict:
   c = online.get_config(f"{stage},tiny")
-  c.data.path, c.data.validation = str(folder / "train"), ""
+  clips = "trajectories" if stage == "regression" else "train"
+  c.data.path, c.data.validation = str(folder / clips), ""
   c.data.height = c.data.width = 32  # clips of 4 x 4 latents
   c.student = c.teacher = c.backbone = str(folder / "weights")
   return c
@@ -72,16 +91,31 @@ def batch_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   return stack([dataset[i] for i in range(2)])
 
 
-STAGES = ("flow", "off_policy", "on_policy", "refiner")
+KILLED = """
+import os, signal, sys
+from tests.distillation.test_tasks import *
+jax.config.update("jax_compilation_cache_dir", sys.argv[4])
+save = loop._Run._save
+
+def killed(run, done, *args, **kwargs):
+  save(run, done, *args, **kwargs)
+  if done == 3:
+    run.checkpoints.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+loop._Run._save = killed
+loop.train(config_of(pathlib.Path(sys.argv[1]), sys.argv[3]), sys.argv[2])
+"""
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", online.STAGES)
 def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp_path, stage):
   config = config_of(folders, stage)
   whole = loop.train(config, str(tmp_path / "whole"))
-  part = ConfigDict(config.to_dict())
-  part.max_minutes = 1e-9  # stops after the first step
-  assert int(loop.train(part, str(tmp_path / "parts")).step) == 1
+  words = [sys.executable, "-c", KILLED, str(folders), str(tmp_path / "parts"), stage]
+  ended = subprocess.run([*words, jax.config.jax_compilation_cache_dir], env=with_devices(1))
+  assert ended.returncode == -signal.SIGKILL
+  assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["2"]
   parts = loop.train(config, str(tmp_path / "parts"))
   assert int(parts.step) == int(whole.step) == config.steps
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -89,6 +123,25 @@ def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp
   model = LPM(make_task(config).model_config, rngs=nnx.Rngs(5))
   shipped.load_module(tmp_path / "whole" / "weights" / f"{config.export}.safetensors", model)
   assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("stage", ["flow", "refiner"])
+def test_streams_of_validation_clips_see_their_picture_alone(folders, tmp_path, monkeypatch, stage):
+  config = config_of(folders, stage)
+  vae = VideoVAE(VAEConfig(base=4, multipliers=(1, 1, 1, 1), blocks=1), rngs=nnx.Rngs(3))
+  monkeypatch.setattr(tasks.loading, "load_vae", lambda folder: vae)
+  setup, model = model_of(config)
+  streams, clips = setup.task.streaming(model), [encoded_clip(i) for i in range(2)]
+  latents, _ = samples.stream_clips(*streams, vae, setup.task.settings, batch_of(folders))
+  config.data.validation, config.evaluation.sample_clips = str(tmp_path / "clips"), 1
+  for clip, streamed in zip(clips, np.asarray(latents), strict=True):
+    clip.latents[1:7] = streamed[1:]  # clips that are what is streamed from their pictures
+  write_records(tmp_path / "clips" / "0.array_record", clips)
+  row = setup.task.sample(model, str(tmp_path), 3)
+  assert row["validation_distance"] < 1e-5 < np.square(latents).mean()
+  assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0000003-0.mp4"]
+  frames = media.read_video(tmp_path / "samples" / "0000003-0.mp4").frames
+  assert frames.shape == (25, 4 * 32, 4 * 64, 3)
 
 
 def model_of(config: ConfigDict) -> tuple[loop.Setup, nnx.Module]:
@@ -129,24 +182,9 @@ def test_students_move_in_their_turn_and_encoders_and_teachers_never(folders):
   assert not any(moved(a.rest, b.rest) for a, b in pairs)
 
 
-def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, tmp_path, monkeypatch):
+def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, monkeypatch):
   """Each chunk has its own point; from any of them the end is a straight way of t away."""
   config = config_of(folders, "regression")
-  settings = TrajectorySettings(
-    levels=(1.0, 0.757, 0.522, 0.0),
-    causal=ChunkCausal(frames=3, sink=1, window=1),
-    chunks=2,
-    slots=2,
-  )
-  rng = np.random.default_rng(0)
-  clips = [
-    Trajectory.of(encoded_clip(i), rng.normal(size=(4, 7, 4, 4, 16)).astype(np.float16))
-    for i in range(4)
-  ]
-  write_records(tmp_path / "0.array_record", clips)
-  values = json.dumps({"trajectory": dataclasses.asdict(settings)})
-  (tmp_path / "trajectories.json").write_text(values)
-  config.data.path = str(tmp_path)
   setup, model = model_of(config)
   dataset = setup.task.dataset(0)
   batch = stack([dataset[i] for i in range(4)])
@@ -161,7 +199,7 @@ def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, tmp_pa
   loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
   assert float(loss) < 1e-10
   chunks = seen[0][:, 1:].reshape(4, 2, 3)
-  assert set(np.unique(seen[0])) <= set(np.float32(settings.levels))
+  assert set(np.unique(seen[0])) <= set(np.float32(SETTINGS.levels))
   assert (chunks == chunks[:, :, :1]).all() and (chunks[:, 0, 0] != chunks[:, 1, 0]).any()
   monkeypatch.setattr(tasks, "forced", lambda *given: 1.0 + knowing(*given))
   loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
