@@ -84,6 +84,11 @@ def plan(config, workdir: str):
 
 def evaluate(config, workdir: str):
   """Measure a model beside the render, the VAE and a still picture; JSON and HTML report."""
+  if config.get("task") == "long_run":
+    from lpm_jax.evaluation import long_run
+
+    long_run.measure(config, workdir)
+    return
   from lpm_jax.evaluation import run
 
   run.evaluate(config, workdir)

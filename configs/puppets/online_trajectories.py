@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.weights_name = "base"  # of the file in it
   c.trajectory = ConfigDict()  # fields of lpm_jax.distillation.trajectories.TrajectorySettings
   c.trajectory.levels = (1.0, 0.757, 0.522, 0.0)  # T0, T1, T2 of configs/puppets/stream.py
-  c.trajectory.steps = 40
+  c.trajectory.steps = 20
   c.trajectory.shift = 2.5  # as Base was trained with
   c.trajectory.update(text_guidance=1.5, audio_guidance=1.5)  # as videos are made with
   c.trajectory.causal = dict(frames=6, sink=3, window=2)

@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import (
+  ColorPrimaries,
+  ColorRange,
+  Colorspace,
+  ColorTrc,
+  Interpolation,
+)
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.clip import SAMPLE_RATE
@@ -174,6 +180,24 @@ def read_video(path: Path) -> Video:
   except av.FFmpegError as error:
     raise MediaError(path, f"a damaged or unknown file ({error.strerror})", VIDEO) from error
   return Video(np.stack(frames), fps, np.concatenate(audio) if audio else None)
+
+
+def read_frames(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
+  """The frames of a video one at a time, uint8 [height, width, 3], as means over areas.
+
+  For videos of any length. Raises MediaError for a file that holds none, or breaks off.
+  """
+  check_readable(path, VIDEO)
+  how = dict(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA)
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.video:
+        raise MediaError(path, "no video stream", VIDEO)
+      container.streams.video[0].thread_type = "AUTO"
+      for frame in container.decode(video=0):
+        yield frame.reformat(**how).to_ndarray()
+  except av.FFmpegError as error:
+    raise MediaError(path, f"a damaged or unknown file ({error.strerror})", VIDEO) from error
 
 
 def audio_video_offset(path: Path) -> float:
