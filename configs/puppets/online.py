@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.loss.guidance = (2.0, 2.0)  # of the teacher: text, audio
     c.loss.every = 2 if tiny or stage == "off_policy" else 3
     c.loss.regression = 0.25  # stage 2
-    c.loss.horizon = 2 if tiny else 8  # stage 3: steps of three seconds that a stream lasts
+    c.loss.horizon = 3 if tiny else 8  # stage 3: steps of three seconds that a stream lasts
     c.loss.update(corrupted=0.2, corrupted_to=0.5)
 
   # stages: clips from their beginning

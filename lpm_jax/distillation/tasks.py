@@ -12,6 +12,7 @@ LPM 1.0, section 4.2; figures and traps of others in docs/distillation.md.
 
 import abc
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -376,6 +377,11 @@ class OnPolicyTask(MatchingTask):
     self.horizon = config.loss.horizon
     if self.horizon > 1 and config.get("accumulate", 1) > 1:
       raise ValueError("loss.horizon: streams that go on need accumulate 1")
+    if math.gcd(self.horizon, config.loss.every) > 1:
+      raise ValueError(
+        f"loss.horizon, loss.every: found {self.horizon} and {config.loss.every}, expected numbers "
+        "without a common factor: the student would never learn from streams of some ages"
+      )
 
   def build(self, rngs: nnx.Rngs) -> Distilled:
     model = super().build(rngs)

@@ -263,8 +263,8 @@ def test_streams_go_on_from_step_to_step_with_their_own_character(folders):
     cache, window = nnx.merge(graphdef, state.params, state.rest).running.read()
     ages.append(int(cache.chunks))
     references.append(window.conditions.references)
-  assert ages == [2, 4, 2, 4]
-  assert [moved(a, references[0]) for a in references] == [False, False, True, True]
+  assert ages == [2, 4, 6, 2]
+  assert [moved(a, references[0]) for a in references] == [False, False, False, True]
 
 
 SHARDED = """
@@ -328,6 +328,10 @@ def test_what_would_move_the_turns_of_the_student_is_refused(folders):
   config = config_of(folders, "refiner")
   config.guard.policy = "skip"
   with pytest.raises(ValueError, match="guard.policy: found 'skip'"):
+    make_task(config)
+  config = config_of(folders, "on_policy")
+  config.loss.horizon = 4
+  with pytest.raises(ValueError, match="loss.horizon, loss.every: found 4 and 2"):
     make_task(config)
   config = config_of(folders, "on_policy")
   config.accumulate = 2

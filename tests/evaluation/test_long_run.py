@@ -66,7 +66,7 @@ def test_a_stream_that_repeats_itself_meets_every_goal_but_that_of_its_cuts(
   reads(monkeypatch, folder, 0.0)
   found = long_run.measure(config_of(folder), tmp_path)
   missed = {row["name"] for row in found["goals"] if not row["met"]}
-  assert missed <= {"seam_index"}  # renders of two characters are cut at each second chunk
+  assert missed <= {"seam_over_latents"}  # renders of two characters are cut at each second chunk
   assert len(found["blocks"]) == 4 and len(found["scenes"]) == 8
   lips = next(row for row in found["goals"] if row["name"] == "lip_correlation")
   assert lips["first"] == pytest.approx(1.0) and lips["last"] == pytest.approx(1.0)
