@@ -170,8 +170,8 @@ def compare(blocks: list[dict[str, float]], tolerance: float) -> list[dict]:
 
   Lips and attributes may change by `tolerance` of the first block's, colour by that share of the
   range of lightness, 100. Seams are compared with the other borders of latent frames, where the
-  autoencoder steps as well (`pixels.seam_index`). A frame is near the picture where only NEAR percent of the first block's
-  are as near.
+  autoencoder steps as well (`pixels.seam_index`). A frame is near the picture where only NEAR
+  percent of the first block's are as near.
   """
   first, last = blocks[0], blocks[-1]
   kept = f"within {tolerance:.0%}"
