@@ -3,19 +3,24 @@
   lpm distill --config=configs/puppets/online.py:regression --workdir=runs/online/1
   lpm distill --config=configs/puppets/online.py:off_policy --workdir=runs/online/2
   lpm distill --config=configs/puppets/online.py:on_policy --workdir=runs/online/3
+  lpm distill --config=configs/puppets/online.py:refiner_start --workdir=runs/online/4_start
   lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
 
-`:flow` takes the place of `:regression` and needs no trajectories: clips, chunk by chunk.
-`:STAGE,tiny` is a model of a few thousand parameters. docs/distillation.md explains all, and has
-what came of it.
+`:refiner_start` is the first stage once more, with the clean history that a refiner sees. `:flow`
+takes the place of `:regression` and needs no trajectories: clips, chunk by chunk. `:STAGE,tiny` is
+a model of a few thousand parameters. docs/distillation.md explains all, and says what came of it:
+the shipped weights left `:off_policy` out.
 """
 
 from ml_collections import ConfigDict
 
 from configs.puppets import base
 
-STAGES = ("regression", "flow", "off_policy", "on_policy", "refiner")
-STEPS = dict(regression=600, flow=1_200, off_policy=120, on_policy=320, refiner=240)
+STEPS = dict(
+  regression=600, flow=1_200, off_policy=120, on_policy=180, refiner_start=150, refiner=130
+)
+STAGES = tuple(STEPS)
+FIRST = ("regression", "flow", "refiner_start")  # regression; the others match distributions
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -25,27 +30,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
     raise ValueError(f"configs/puppets/online.py: found :{arg}, expected one of {STAGES}")
   tiny = size == "tiny"
   c = base.get_config("tiny" if tiny else None)
-  matching = stage not in ("regression", "flow")
+  matching = stage not in FIRST
   c.task = stage if matching else "regression"
   c.export = "refiner" if stage == "refiner" else "backbone"
   c.batch_size = 2 if tiny else 8
   c.steps = 4 if tiny else STEPS[stage]
 
   # weights: what learns, who teaches, and whose streams the refiner refines
-  c.student = "puppets"
+  c.student = "puppets" if stage in ("regression", "flow") else "runs/online/1/weights"
+  if stage == "refiner":
+    c.student = "runs/online/4_start/weights"
   c.teacher = "puppets"
   c.backbone = "runs/online/3/weights"
-  if matching:
-    c.student = "runs/online/1/weights" if stage == "off_policy" else "runs/online/2/weights"
-  if stage == "refiner":
-    c.student = "puppets"
 
   # data: the picture and three chunks
   frames = 3 if tiny else 6
   c.data.chunks = 2 if tiny else 3
   c.data.latent_frames = 1 + c.data.chunks * frames
   c.data.height = c.data.width = 64
-  if stage == "regression":
+  if stage in ("regression", "refiner_start"):
     c.data.path = "data/puppets_trajectories"
 
   # stream (lpm_jax.streaming.sampler.StreamSettings)
@@ -53,18 +56,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.stream.causal = dict(frames=frames, sink=1 if tiny else 3, window=1 if tiny else 2)
   c.stream.backbone = (1.0, 0.757)
   c.stream.refiner = 0.522
-  c.stream.history = 0.1
+  c.stream.history = 0.0 if stage == "refiner_start" else 0.1
 
   # loss
   if not matching:
-    c.objective = "ode" if stage == "regression" else "flow"
+    c.objective = "flow" if stage == "flow" else "ode"
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5
-    c.loss.guidance = (2.0, 2.0)  # of the teacher: text, audio
-    c.loss.every = 2 if tiny or stage == "off_policy" else 3
+    c.loss.guidance = (1.5, 1.5)  # of the teacher: text, audio; as videos are made with
+    c.loss.every = 2
     c.loss.regression = 0.25  # stage 2
-    c.loss.horizon = 3 if tiny else 8  # stage 3: steps of three seconds that a stream lasts
+    c.loss.horizon = 3 if tiny else 1  # stage 3: steps of three seconds that a stream lasts
     c.loss.update(corrupted=0.2, corrupted_to=0.5)
 
   # stages: clips from their beginning
