@@ -1,7 +1,8 @@
 """The Clip record: the one contract between data and everything else.
 
 A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels.
-A `Trajectory` is an encoded clip as a teacher makes it.
+A `Trajectory` is an encoded clip as a teacher makes it, `Candidates` is one that a model made several
+times, a `Preference` one with the better and the worse of two of these.
 All check themselves on construction and name the field that is wrong, the clip and, where known,
 its file.
 """
@@ -157,20 +158,93 @@ class Trajectory(EncodedClip):
   def __post_init__(self):
     super().__post_init__()
     check = _Checker(self.clip_id, self.file)
-    shape = (None, None, *self.latents.shape[1:])
-    check.array("trajectory", self.trajectory, (np.float16, bfloat16), shape)
-    points, frames = self.trajectory.shape[:2]
-    if points < 2:
-      check.fail("trajectory", f"{points} points", "at least 2")
-    if not 1 <= frames <= len(self.latents):
-      check.fail("trajectory", f"{frames} frames", f"1 to {len(self.latents)}, as the latents have")
-    check.finite("trajectory", self.trajectory)
+    _check_made(self, "trajectory", check, leading=2)
+    if len(self.trajectory) < 2:
+      check.fail("trajectory", f"{len(self.trajectory)} points", "at least 2")
 
   @classmethod
   def of(cls, clip: EncodedClip, trajectory: np.ndarray) -> "Trajectory":
     """The clip with its points."""
-    fields = {field.name: getattr(clip, field.name) for field in dataclasses.fields(EncodedClip)}
-    return cls(**fields, trajectory=trajectory)
+    return cls(**_encoded_fields(clip), trajectory=trajectory)
+
+
+Measurements = dict[str, float | None]  # by dimension; None: the clip decides nothing there
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates(EncodedClip):
+  """An encoded clip with what a model made under its conditions from several seeds.
+
+  candidates float16 or bfloat16 [N, F, h, w, C]: the first F latents, N times, two at least.
+  measured: the measurements of each, or none at all. The references are those that the model saw.
+  """
+
+  candidates: np.ndarray = dataclasses.field(kw_only=True)
+  measured: list[Measurements] = dataclasses.field(kw_only=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    check = _Checker(self.clip_id, self.file)
+    _check_made(self, "candidates", check, leading=2)
+    count = len(self.candidates)
+    if count < 2:
+      check.fail("candidates", count, "at least 2")
+    if len(self.measured) not in (0, count):
+      check.fail("measured", f"{len(self.measured)} of {count} candidates", "all or none")
+
+  @classmethod
+  def of(
+    cls, clip: EncodedClip, candidates: np.ndarray, measured: list[Measurements]
+  ) -> "Candidates":
+    """The clip with what was made of it."""
+    return cls(**_encoded_fields(clip), candidates=candidates, measured=measured)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference(EncodedClip):
+  """An encoded clip with two of its candidates, of which one is preferred.
+
+  winner, loser float16 or bfloat16 [F, h, w, C]; chosen: their places among the candidates; better:
+  the dimensions in which the winner is better; judge: "measurements" or "people"; measured: the
+  measurements of winner and loser, or none.
+  """
+
+  winner: np.ndarray = dataclasses.field(kw_only=True)
+  loser: np.ndarray = dataclasses.field(kw_only=True)
+  chosen: list[int] = dataclasses.field(kw_only=True)
+  better: list[str] = dataclasses.field(kw_only=True)
+  judge: str = dataclasses.field(kw_only=True)
+  measured: list[Measurements] = dataclasses.field(kw_only=True)
+
+  def __post_init__(self):
+    super().__post_init__()
+    check = _Checker(self.clip_id, self.file)
+    for field in ("winner", "loser"):
+      _check_made(self, field, check, leading=1)
+    if self.loser.shape != self.winner.shape:
+      check.fail("loser", f"shape {self.loser.shape}", f"the winner's {self.winner.shape}")
+    if not self.better:
+      check.fail("better", "no dimension", "at least one")
+
+  @classmethod
+  def of(
+    cls, candidates: Candidates, winner: int, loser: int, better: list[str], judge: str
+  ) -> "Preference":
+    """Two of the candidates of a clip, by their places."""
+    return cls(
+      **_encoded_fields(candidates),
+      winner=candidates.candidates[winner],
+      loser=candidates.candidates[loser],
+      chosen=[winner, loser],
+      better=list(better),
+      judge=judge,
+      measured=[candidates.measured[i] for i in (winner, loser)] if candidates.measured else [],
+    )
+
+
+def _encoded_fields(clip: EncodedClip) -> dict[str, object]:
+  """What an encoded clip has, whatever else the record holds."""
+  return {field.name: getattr(clip, field.name) for field in dataclasses.fields(EncodedClip)}
 
 
 class _Checker:
@@ -241,6 +315,16 @@ def _check_references(clip: Clip | EncodedClip, check: _Checker):
   check.codes("reference_kind", clip.reference_kind, len(REFERENCE_KINDS))
   for kind, labels in enumerate(LABELS_OF_KIND):
     check.codes("reference_label", clip.reference_label[clip.reference_kind == kind], labels)
+
+
+def _check_made(clip: EncodedClip, field: str, check: _Checker, leading: int):
+  """Latents that a model made, [..., F, h, w, C] with `leading` axes up to F, from the beginning."""
+  x = getattr(clip, field)
+  check.array(field, x, (np.float16, bfloat16), (*(None,) * leading, *clip.latents.shape[1:]))
+  frames = x.shape[leading - 1]
+  if not 1 <= frames <= len(clip.latents):
+    check.fail(field, f"{frames} frames", f"1 to {len(clip.latents)}, as the latents have")
+  check.finite(field, x)
 
 
 def _check_features(clip: EncodedClip, field: str, check: _Checker):

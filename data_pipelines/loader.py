@@ -13,6 +13,7 @@ from data_pipelines.clip import (
   TWIN,
   ClipError,
   EncodedClip,
+  Preference,
   Trajectory,
   audio_samples,
   fitted_audio,
@@ -156,8 +157,7 @@ def example_from_clip(
   total = len(clip.latents)
   if total < config.frames:
     raise ClipError(
-      f"clip {clip.clip_id!r}{f' in {clip.file}' if clip.file else ''}: latents: found {total} "
-      f"frames, expected at least {config.frames}"
+      f"{_place_of(clip)}: latents: found {total} frames, expected at least {config.frames}"
     )
   start, known = 0, 1
   # Drawn in any case, so that a clip's other draws do not depend on the stage.
@@ -201,19 +201,51 @@ def trajectory_example(
   Raises ClipError for a record without trajectory, or with one shorter than the window; ValueError
   for a config whose windows begin within the clip.
   """
-  where = f"clip {record.clip_id!r}{f' in {record.file}' if record.file else ''}: trajectory"
   if not isinstance(record, Trajectory):
-    raise ClipError(f"{where}: missing: make it with `lpm distill` (task = 'trajectories')")
+    raise _lacking(record, "trajectory", "make it with `lpm distill` (task = 'trajectories')")
+  frames = _from_beginning(record, "trajectory", record.trajectory.shape[1], config)
+  return {
+    **example_from_clip(record, rng, config),
+    "trajectory": record.trajectory[:, :frames],
+  }
+
+
+def preference_example(
+  record: Preference, rng: np.random.Generator, config: ExampleConfig
+) -> dict[str, np.ndarray]:
+  """`example_from_clip`, from the clip's beginning, with the winner's latents and the loser's.
+
+  latents are those of the winner, loser [F, h, w, C] those of the other, both as stored. Raises
+  ClipError for a record without preference, or one shorter than the window; ValueError for a config
+  whose windows begin within the clip.
+  """
+  if not isinstance(record, Preference):
+    raise _lacking(record, "winner", "make it with `lpm prefer` (task = 'pairs')")
+  frames = _from_beginning(record, "winner", len(record.winner), config)
+  both = {"latents": record.winner[:frames], "loser": record.loser[:frames]}
+  return {**example_from_clip(record, rng, config), **both}
+
+
+def _lacking(record: EncodedClip, field: str, remedy: str) -> ClipError:
+  return ClipError(f"{_place_of(record)}: {field}: missing: {remedy}")
+
+
+def _place_of(record: EncodedClip) -> str:
+  return f"clip {record.clip_id!r}{f' in {record.file}' if record.file else ''}"
+
+
+def _from_beginning(record: EncodedClip, field: str, made: int, config: ExampleConfig) -> int:
+  """The window's frames, where what was made of a clip has as many."""
   if config.extension or config.random_start:
     raise ValueError(
       f"extension, random_start: found {config.extension}, {config.random_start}, expected 0: a "
-      "trajectory begins with its clip"
+      f"{field} begins with its clip"
     )
-  frames = record.trajectory.shape[1]
-  if frames < config.frames:
-    raise ClipError(f"{where}: found {frames} frames, expected at least {config.frames}")
-  points = record.trajectory[:, : config.frames]
-  return {**example_from_clip(record, rng, config), "trajectory": points}
+  if made < config.frames:
+    raise ClipError(
+      f"{_place_of(record)}: {field}: found {made} frames, expected at least {config.frames}"
+    )
+  return config.frames
 
 
 def example_from_twins(

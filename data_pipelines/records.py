@@ -13,11 +13,18 @@ from ml_dtypes import bfloat16
 from safetensors import numpy as safetensors
 from tqdm import tqdm
 
-from data_pipelines.clip import Clip, ClipError, EncodedClip, Trajectory
+from data_pipelines.clip import (
+  Candidates,
+  Clip,
+  ClipError,
+  EncodedClip,
+  Preference,
+  Trajectory,
+)
 from data_pipelines.index import Index, entry, read_index, write_index
 
 _LATENTS = ("latents", "references")
-_KINDS = {kind.__name__: kind for kind in (Clip, EncodedClip, Trajectory)}
+_KINDS = {kind.__name__: kind for kind in (Clip, EncodedClip, Trajectory, Candidates, Preference)}
 _DTYPES = {  # as safetensors spells them; the layout is little-endian
   "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
   "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",

@@ -79,12 +79,18 @@ def twin_loss(velocity: Array, target: Array, weight: Array, floor: float = 0.00
 
 
 def flow_loss(velocity: Array, target: Array, weight: Array, place: Array | float = 1.0) -> Array:
-  """Mean squared velocity error over the latent frames that count, averaged over clips.
+  """`clip_errors` averaged over clips."""
+  return clip_errors(velocity, target, weight, place).mean()
+
+
+def clip_errors(
+  velocity: Array, target: Array, weight: Array, place: Array | float = 1.0
+) -> Array:
+  """Mean squared velocity error of each clip over the latent frames that count: fp32 [B].
 
   Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean;
   place [H, W] of mean 1.
   """
   error = jnp.square(velocity.astype(jnp.float32) - target).mean(axis=4)
   error = (place * error).mean(axis=(2, 3))
-  per_clip = (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)
-  return per_clip.mean()
+  return (error * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1e-6)

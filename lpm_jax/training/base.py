@@ -206,10 +206,15 @@ class BaseTask:
     apart = flow.twin_loss(velocity, noise - latents, weight)
     return loss + settings.twins * apart, {"flow_loss": loss, "twin_loss": apart}
 
-  def sample(self, model: LPM, workdir: str, step: int) -> dict[str, float]:
-    """Validation loss, with the same noise every time, and videos of the first validation clips.
+  def exported(self, model: nnx.Module) -> LPM:
+    """The part of the model that makes videos and is exported."""
+    return model
 
-    See `samples.write_samples`; `config.evaluation.sample_clips` is the number of videos.
+  def sample(self, model: nnx.Module, workdir: str, step: int) -> dict[str, float]:
+    """Loss and metrics of validation clips, and videos of the first ones.
+
+    The noise is the same every time. See `samples.write_samples`; `config.evaluation.sample_clips`
+    is the number of videos.
     """
     if not self.config.data.validation:
       return {}
@@ -218,23 +223,26 @@ class BaseTask:
     examples = self._examples(RecordSource(self.config.data.validation), stage, VALIDATION_SEED)
     graphdef, state = nnx.split(model)
     size = min(self.config.batch_size, len(examples))
-    losses = []
+    found = []
     for first in range(0, len(examples) - size + 1, size):
       batch = stack([examples[i] for i in range(first, first + size)])
       key = jax.random.key(VALIDATION_SEED + first)
-      losses.append(self._validation_loss(graphdef, state, batch, key))
+      found.append(self._validation(graphdef, state, batch, key))
     clips = self.config.evaluation.sample_clips
     if clips:
       batch = stack([examples[i] for i in range(min(clips, len(examples)))])
-      samples.write_samples(model, batch, workdir, step, self.config.evaluation)
-    return {"validation_loss": float(np.mean(jax.device_get(losses)))}
+      samples.write_samples(self.exported(model), batch, workdir, step, self.config.evaluation)
+    found = jax.device_get(found)
+    return {f"validation_{name}": float(np.mean([row[name] for row in found])) for name in found[0]}
 
   @functools.cached_property
-  def _validation_loss(self) -> Callable[..., jax.Array]:
-    def loss_of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict, key: jax.Array) -> jax.Array:
-      return self.loss(nnx.merge(graphdef, state), batch, key, jnp.zeros((), jnp.int32))[0]
+  def _validation(self) -> Callable[..., dict[str, jax.Array]]:
+    def of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict, key: jax.Array) -> dict:
+      step = jnp.zeros((), jnp.int32)
+      loss, metrics = self.loss(nnx.merge(graphdef, state), batch, key, step)
+      return {"loss": loss, **metrics}
 
-    return jax.jit(loss_of, static_argnums=0)
+    return jax.jit(of, static_argnums=0)
 
 
 def complete(

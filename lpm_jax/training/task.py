@@ -13,6 +13,7 @@ TASKS = {
   "probe": "lpm_jax.evaluation.probe_task.ProbeTask",
   "audio": "lpm_jax.training.audio.AudioTask",
   "base": "lpm_jax.training.base.BaseTask",
+  "preference": "lpm_jax.training.preference.PreferenceTask",
   "regression": "lpm_jax.distillation.tasks.RegressionTask",
   "off_policy": "lpm_jax.distillation.tasks.OffPolicyTask",
   "on_policy": "lpm_jax.distillation.tasks.OnPolicyTask",

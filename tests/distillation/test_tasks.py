@@ -21,13 +21,13 @@ from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax import media
 from lpm_jax.distillation import heard, samples, tasks
-from lpm_jax.distillation.networks import Frozen
 from lpm_jax.distillation.trajectories import TrajectorySettings
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel.sharding import shard_batch
 from lpm_jax.training import loop
+from lpm_jax.training.frozen import Frozen
 from lpm_jax.training.state import TrainState
 from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import make_task

@@ -21,7 +21,7 @@ from data_pipelines.loader import ExampleConfig, example_from_clip, stack, traje
 from lpm_jax import cli
 from lpm_jax.diffusion import flow, solvers
 from lpm_jax.diffusion.guidance import guided_velocity
-from lpm_jax.distillation import trajectories
+from lpm_jax.distillation import shards, trajectories
 from lpm_jax.distillation.trajectories import TrajectorySettings, trajectory_points
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.conditions import Conditions
@@ -307,12 +307,12 @@ def test_the_same_bits_in_other_batches_and_by_other_processes(
 ):
   config.batch_size = 2
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(trajectories, "sync_global_devices", lambda name: None)
+  monkeypatch.setattr(shards, "sync_global_devices", lambda name: None)
   for process in (1, 0):
     monkeypatch.setattr(jax, "process_index", lambda process=process: process)
     trajectories.write_trajectories(config, tmp_path)
-    shards = sorted(path.name for path in tmp_path.glob("*.array_record"))
-    assert len(shards) == 2 - process
+    names = sorted(path.name for path in tmp_path.glob("*.array_record"))
+    assert len(names) == 2 - process
   assert contents(tmp_path) == contents(made)
 
 
@@ -345,7 +345,7 @@ def test_a_clip_that_is_too_short_is_counted_and_named(
   config: ConfigDict, caplog: pytest.LogCaptureFixture
 ):
   with caplog.at_level(logging.WARNING, logger="absl"):
-    found = trajectories.usable_clips(records.RecordSource(config.data.path), 7, "data")
+    found = shards.usable_clips(records.RecordSource(config.data.path), 7, "data")
   assert list(found) == [0, 1, 2, 4, 5, 6]
   assert "1 of 7 clips are shorter than 7 latents and left out: 'clip 3'" in caplog.text
 
@@ -409,7 +409,7 @@ def test_a_folder_keeps_to_its_settings(
 def test_other_weights_under_the_same_name_are_other_settings(
   config: ConfigDict, made: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  monkeypatch.setattr(trajectories, "_fingerprint", lambda path: "another")
+  monkeypatch.setattr(shards, "fingerprint", lambda path: "another")
   with pytest.raises(ValueError, match="weights.hash: the folder was made with"):
     trajectories.write_trajectories(config, made)
 
