@@ -52,6 +52,16 @@ def distill(config, workdir: str):
   trajectories.write_trajectories(config, workdir)
 
 
+def prefer(config, workdir: str):
+  """Make pairs of a better and a worse video: candidates, a page to judge them, pairs."""
+  from lpm_jax.training import distributed
+
+  distributed.start(config.get("distributed"))
+  from lpm_jax.preference import run
+
+  run.prefer(config, workdir)
+
+
 def generate(config, workdir: str):
   """Generate a video from a picture, references, audio and text (offline, any length)."""
   from lpm_jax import generate
@@ -127,6 +137,7 @@ VERBS: dict[str, Callable] = {
   "data encode": data_encode,
   "train": train,
   "distill": distill,
+  "prefer": prefer,
   "generate": generate,
   "stream": stream,
   "plan": plan,

@@ -83,9 +83,7 @@ def flow_loss(velocity: Array, target: Array, weight: Array, place: Array | floa
   return clip_errors(velocity, target, weight, place).mean()
 
 
-def clip_errors(
-  velocity: Array, target: Array, weight: Array, place: Array | float = 1.0
-) -> Array:
+def clip_errors(velocity: Array, target: Array, weight: Array, place: Array | float = 1.0) -> Array:
   """Mean squared velocity error of each clip over the latent frames that count: fp32 [B].
 
   Shapes: velocity, target = noise - clean [B, F, H, W, C]; weight [B, F], 0 for frames given clean;

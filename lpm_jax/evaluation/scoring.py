@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -29,14 +30,27 @@ class Take:
 
   @property
   def measured(self) -> Measured:
-    truth = self.clip.truth
-    return Measured(
-      read=self.reading.pose,
-      truth=truth["pose"],
-      state=self.clip.state,
-      events=tuple(tuple(event[key] for key in _EVENT_FIELDS) for event in truth["events"]),
-      fps=self.clip.fps,
-    )
+    return measured_of(self.reading, self.clip)
+
+
+class _Scene(Protocol):
+  """What a video should show, in a clip's fields."""
+
+  state: np.ndarray
+  truth: dict
+  fps: float
+
+
+def measured_of(reading: Reading, clip: _Scene) -> Measured:
+  """What the probe read in a video of a clip, beside the clip's truth."""
+  events = clip.truth["events"]
+  return Measured(
+    read=reading.pose,
+    truth=clip.truth["pose"],
+    state=clip.state,
+    events=tuple(tuple(event[key] for key in _EVENT_FIELDS) for event in events),
+    fps=clip.fps,
+  )
 
 
 def take(probe: Probe, clip: Clip, video: np.ndarray) -> Take:

@@ -191,9 +191,7 @@ def test_both_videos_have_one_noise_one_timestep_and_the_conditions_of_their_cli
   assert (t[:, 0] == 0).all() and (t[:, 1:] > 0).all() and t[0, 1] != t[2, 1]
   winner, loser = (batch[name].astype(np.float32) for name in ("latents", "loser"))
   keep = (1 - t[0::2])[:, :, None, None, None]
-  np.testing.assert_allclose(
-    latents[0::2] - keep * winner, latents[1::2] - keep * loser, atol=1e-5
-  )
+  np.testing.assert_allclose(latents[0::2] - keep * winner, latents[1::2] - keep * loser, atol=1e-5)
   np.testing.assert_array_equal(latents[:, 0], np.repeat(winner[:, 0], 2, axis=0))
   np.testing.assert_array_equal(references, np.repeat(batch["references"], 2, axis=0))
 
