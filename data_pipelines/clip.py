@@ -1,8 +1,8 @@
 """The Clip record: the one contract between data and everything else.
 
 A `Clip` is one decoded training example; an `EncodedClip` carries VAE latents in place of pixels.
-A `Trajectory` is an encoded clip as a teacher makes it, `Candidates` is one that a model made several
-times, a `Preference` one with the better and the worse of two of these.
+A `Trajectory` is an encoded clip as a teacher makes it, `Candidates` is one that a model made
+several times, a `Preference` one with the better and the worse of two of these.
 All check themselves on construction and name the field that is wrong, the clip and, where known,
 its file.
 """
@@ -318,7 +318,7 @@ def _check_references(clip: Clip | EncodedClip, check: _Checker):
 
 
 def _check_made(clip: EncodedClip, field: str, check: _Checker, leading: int):
-  """Latents that a model made, [..., F, h, w, C] with `leading` axes up to F, from the beginning."""
+  """Latents that a model made, [..., F, h, w, C] with `leading` axes up to F."""
   x = getattr(clip, field)
   check.array(field, x, (np.float16, bfloat16), (*(None,) * leading, *clip.latents.shape[1:]))
   frames = x.shape[leading - 1]

@@ -1,6 +1,7 @@
-"""Preference tuning of the shipped Base on pairs of its own videos (docs/preference.md).
+r"""Preference tuning of the shipped Base on pairs of its own videos (docs/preference.md).
 
-  lpm prefer --config=configs/puppets/preference_pairs.py:candidates --workdir=data/puppets_candidates
+  lpm prefer --config=configs/puppets/preference_pairs.py:candidates \
+    --workdir=data/puppets_candidates
   lpm prefer --config=configs/puppets/preference_pairs.py:pairs --workdir=data/puppets_pairs
   lpm train --config=configs/puppets/preference.py --workdir=runs/preference
 

@@ -1,6 +1,7 @@
-"""Pairs of the puppets' Base for preference tuning: candidates, who judges them, and the page.
+r"""Pairs of the puppets' Base for preference tuning: candidates, who judges them, and the page.
 
-  lpm prefer --config=configs/puppets/preference_pairs.py:candidates --workdir=data/puppets_candidates
+  lpm prefer --config=configs/puppets/preference_pairs.py:candidates \
+    --workdir=data/puppets_candidates
   lpm prefer --config=configs/puppets/preference_pairs.py:pairs --workdir=data/puppets_pairs
 
 or, where people judge: `:page` writes judge.html into --workdir, which saves judgements, and

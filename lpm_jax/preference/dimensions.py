@@ -89,7 +89,7 @@ def _reactions(one: Take) -> float:
 
 
 def _liveliness(one: Take) -> float:
-  """How much the head moves while the character does not speak, of what the scene's does; 1 at most.
+  """How much of the scene's head motion is there while the character does not speak; 1 at most.
 
   More is not livelier: a head that shakes is no better than the scene's.
   """

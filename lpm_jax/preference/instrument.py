@@ -21,15 +21,16 @@ from lpm_jax.weights import loading
 
 
 def own_error(differences: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-  """Root mean square and largest of the absolute differences of each dimension, and their number.
+  """Of the differences in each dimension: mean, standard deviation, largest size, and their number.
 
-  Dimensions that no clip decides are NaN, with 0 clips.
+  The mean is a bias, which all candidates share. Dimensions that no clip decides are NaN.
   """
   found = {}
   for name in DIMENSIONS:
     apart = np.array([each[name] for each in differences if name in each], np.float64)
     found[name] = {
-      "rms": float(np.sqrt(np.square(apart).mean())) if apart.size else float("nan"),
+      "bias": float(apart.mean()) if apart.size else float("nan"),
+      "spread": float(apart.std()) if apart.size else float("nan"),
       "largest": float(np.abs(apart).max()) if apart.size else float("nan"),
       "clips": int(apart.size),
     }
@@ -58,6 +59,6 @@ def measure_instrument(config: ConfigDict, workdir: str | os.PathLike) -> dict:
   text = json.dumps(scoring.json_safe(found), indent=1)
   page.write_whole(pathlib.Path(workdir) / "instrument.json", text + "\n")
   for name, error in found.items():
-    print(f"{name:<12} rms {error['rms']:.4f}  largest {error['largest']:.4f}  "
-          f"of {error['clips']} clips")  # fmt: skip
+    numbers = "  ".join(f"{key} {error[key]:7.4f}" for key in ("bias", "spread", "largest"))
+    print(f"{name:<12} {numbers}  of {error['clips']} clips")
   return found

@@ -36,7 +36,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """What one person said of two candidates of a clip: `verdicts` of the first against the second."""
+  """What one person said of two candidates of a clip; `verdicts` are the first one's."""
 
   clip_id: str
   first: int

@@ -24,9 +24,9 @@ def write_judging_page(config: ConfigDict, workdir: str | os.PathLike):
   """`lpm prefer` of the task "page": writes workdir/judge.html, whole or not at all.
 
   Args:
-    config: `data.path`, a folder of candidates; `vae`, a weights folder; `pairs` and `first`, how many
-      clips are shown and from which on, two candidates of each; `seed` of that choice; `dimensions`
-      that are asked about; `scale` and `crf` of the videos; `title`.
+    config: `data.path`, a folder of candidates; `vae`, a weights folder; `pairs` and `first`, how
+      many clips are shown and from which on, two candidates of each; `seed` of that choice;
+      `dimensions` that are asked about; `scale` and `crf` of the videos; `title`.
     workdir: folder that is written.
 
   Raises ValueError for settings that make no sense, ClipError for records that are no candidates.

@@ -63,14 +63,14 @@ def made_hash(folder: str | os.PathLike) -> str:
 def write_pairs(config: ConfigDict, workdir: str | os.PathLike) -> Count:
   """`lpm prefer` of the task "pairs": records of `Preference`, at most `config.most` a clip.
 
-  Every shard of candidates gives one of the same name, where there are pairs in it, and a .count.json;
-  pairs.json says how all were made. Process p of n writes the shards p, p + n, ..., and those that
-  are there stay. Prints and returns what came of all clips.
+  Every shard of candidates gives one of the same name, where there are pairs in it, and a
+  .count.json; pairs.json says how all were made. Process p of n writes the shards p, p + n, ...,
+  and those that are there stay. Prints and returns what came of this process's clips.
 
   Args:
-    config: `data.path`, a folder of candidates; `judgements`, files that the page saved: people judge,
-      and clips that nobody saw are left out; where there are none, measurements do, with `margins`
-      by dimension.
+    config: `data.path`, a folder of candidates; `judgements`, files that the page saved: people
+      judge, and clips that nobody saw are left out; where there are none, measurements do, with
+      `margins` by dimension.
     workdir: folder that is written.
 
   Raises ValueError for settings and files that make no sense, and for a folder that was made with
@@ -134,7 +134,7 @@ def _write_shard(
   if first is not None:
     write_records(target, _chain(first, found))
   with media.written_whole(_count_file(target)) as temporary:
-    temporary.write_text(json.dumps(dataclasses.asdict(count)) + "\n")
+    temporary.write_text(json.dumps(vars(count)) + "\n")
 
 
 def _chain(first: Preference, rest: Iterator[Preference]) -> Iterator[Preference]:

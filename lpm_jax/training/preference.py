@@ -1,6 +1,6 @@
 """Preference tuning of Base: Diffusion-DPO (arXiv 2311.12908) for flow matching.
 
-Of two videos of one clip the better is to become likelier, by the measure of a frozen reference, the
+Of two videos of one clip the better is to become likelier than it is to a frozen reference, the
 model as it was. beta does not depend on the timestep (Flow-DPO, arXiv 2501.13918), and the flow
 matching loss of the better video keeps the model where videos are (LPM 1.0: against colour shift).
 """
@@ -105,10 +105,9 @@ class PreferenceTask(BaseTask):
   def loss(self, model: Tuned, batch: dict, key: Array, step: Array):
     """`preference_loss` of both videos, with one timestep, one noise and the same dropped tracks.
 
-    Metrics: `preference_loss` and `flow_loss`, the two parts; `implicit_accuracy`, the share of
-    pairs whose winner the student prefers more than the reference does, ties halved; `reward_winner`
-    and `reward_loser`, beta / 2 times what the student's error is below the reference's, and
-    `reward_margin`, their difference.
+    Metrics: `preference_loss` and `flow_loss`, the two parts; `reward_winner` and `reward_loser`,
+    beta / 2 times what the student's error is below the reference's; `reward_margin`, their
+    difference; `implicit_accuracy`, the share of pairs with a positive one, ties halved.
     """
     del step
     if "noise" not in batch:

@@ -17,12 +17,9 @@ from data_pipelines.clip import Candidates, Preference
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax.models.lpm import LPM
-from lpm_jax.parallel.sharding import shard_batch
 from lpm_jax.training import loop
 from lpm_jax.training.base import BaseTask
 from lpm_jax.training.preference import preference_loss
-from lpm_jax.training.state import TrainState
-from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
 from tests.children import with_devices
@@ -144,7 +141,7 @@ def test_sharded_equals_unsharded(folder: pathlib.Path, trained, tmp_path: pathl
 
 
 def test_the_gradient_is_that_of_the_closed_form():
-  """d/de_w = -beta/2 s + lambda, d/de_l = beta/2 s, with s = sigmoid(-margin), a pair's share each."""
+  """With s = beta / 2 sigmoid(-margin): s + regulariser for the winner, -s for the loser."""
   rng = np.random.default_rng(0)
   errors, before = rng.uniform(0.4, 0.6, (2, 5, 2))
   beta, regulariser = 30.0, 0.7
