@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   if arg == "pairs":
     c.most = 2  # pairs of a clip, the clearest
-    c.judgements = ()  # files that the page saved; (): measurements judge
+    c.judgements = ""  # files that the page saved, by commas; "": measurements judge
     # margins: what `:instrument` found at most, rounded up. No event was misread; emotion, misread
     # by up to 1.4, is not judged.
     c.margins = ConfigDict()

@@ -114,7 +114,8 @@ class Decoder:
     self._decode = decode
 
   def __call__(self, latents: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(self._decode(self._state, one)) for one in latents])
+    made = [np.asarray(self._decode(self._state, one)) for one in latents]
+    return np.stack(made) if made else np.zeros((0, 1, 8, 8, 3), np.uint8)
 
 
 class Measurer:

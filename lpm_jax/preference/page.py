@@ -1,11 +1,13 @@
 """The page on which people judge pairs: one file with all videos, which saves what was answered."""
 
+import io
 import os
 import pathlib
 import tempfile
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines.clip import Candidates, ClipError, audio_samples
@@ -51,12 +53,17 @@ def write_judging_page(config: ConfigDict, workdir: str | os.PathLike):
       raise ClipError(f"clip {clip.clip_id!r} in {clip.file}: candidates: missing")
     rng = np.random.default_rng((config.seed, i))
     places = sorted(rng.choice(len(clip.candidates), 2, replace=False).tolist())
-    videos = [
-      _video(video, clip, config.scale, config.crf) for video in decode(clip.candidates[places])
-    ]
-    kind = clip_kind(clip.state)
     pairs.append(
-      dict(clip_id=clip.clip_id, text=clip.text, kind=kind, places=places, videos=videos)
+      {
+        "clip_id": clip.clip_id,
+        "text": clip.text,
+        "kind": clip_kind(clip.state),
+        "places": places,
+        "videos": [
+          _video(video, clip, config.scale, config.crf) for video in decode(clip.candidates[places])
+        ],
+        "references": _strip(decode(clip.references[:, None])[:, 0]),
+      }
     )
   data = {
     "format": FORMAT,
@@ -67,6 +74,15 @@ def write_judging_page(config: ConfigDict, workdir: str | os.PathLike):
   }
   page.write_page(path, "judge.html", title=config.title, data=data)
   print(f"{path}: {len(pairs)} pairs")
+
+
+def _strip(pictures: np.ndarray) -> str:
+  """Pictures uint8 [R, H, W, 3] beside each other, as a data URI; "" where there are none."""
+  if not len(pictures):
+    return ""
+  buffer = io.BytesIO()
+  Image.fromarray(np.concatenate(list(pictures), axis=1)).save(buffer, "png")
+  return plots.data_uri(buffer.getvalue(), "image/png")
 
 
 def _video(frames: np.ndarray, clip: Candidates, scale: int, crf: int) -> str:

@@ -68,9 +68,9 @@ def write_pairs(config: ConfigDict, workdir: str | os.PathLike) -> Count:
   and those that are there stay. Prints and returns what came of this process's clips.
 
   Args:
-    config: `data.path`, a folder of candidates; `judgements`, files that the page saved: people
-      judge, and clips that nobody saw are left out; where there are none, measurements do, with
-      `margins` by dimension.
+    config: `data.path`, a folder of candidates; `judgements`, files that the page saved, separated
+      by commas: people judge, and clips that nobody saw are left out; where there are none,
+      measurements do, with `margins` by dimension.
     workdir: folder that is written.
 
   Raises ValueError for settings and files that make no sense, and for a folder that was made with
@@ -80,18 +80,18 @@ def write_pairs(config: ConfigDict, workdir: str | os.PathLike) -> Count:
   made, margins = made_hash(source), dict(config.margins)
   if config.most < 1:
     raise ValueError(f"most: found {config.most}, expected at least 1")
-  said = [one for path in config.judgements for one in judge.read_judgements(path, made)]
-  if not config.judgements:
+  files = [path for path in config.judgements.split(",") if path]
+  said = [one for path in files for one in judge.read_judgements(path, made)]
+  if not files:
     judge.check_margins(margins)
-  chosen = judge.judged_pairs(said) if config.judgements else None
+  chosen = judge.judged_pairs(said) if files else None
   made_with = {
     "candidates": made,
     "most": config.most,
-    "margins": {} if config.judgements else margins,
-    "judgements": {
-      str(path): hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
-      for path in config.judgements
-    },
+    "margins": {} if files else margins,
+    "judgements": [
+      hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16] for path in files
+    ],
   }
   check_folder(folder, SETTINGS_FILE, made_with)
   shards = sorted(source.glob("*.array_record"))

@@ -25,6 +25,8 @@ def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> ConfigDic
   """A page of three clips; a decoder that paints each latent frame in a grey of its own."""
 
   def decode(latents: np.ndarray) -> np.ndarray:
+    if latents.shape[1] == 1:  # references
+      return np.zeros((len(latents), 1, 16, 16, 3), np.uint8)
     grey = np.repeat(latents.mean(axis=(2, 3, 4)), 4, axis=1)[:, :25]
     grey = np.clip(128 + 100 * grey, 0, 255).astype(np.uint8)
     return np.broadcast_to(grey[..., None, None, None], (*grey.shape, 16, 16, 3))
@@ -60,6 +62,7 @@ def test_the_page_needs_no_other_file_and_shows_two_candidates_of_each_clip(
     assert 0 <= low < high < 3
     assert all(video.startswith("data:video/mp4;base64,AAAA") for video in one["videos"])
     assert one["videos"][0] != one["videos"][1]
+    assert one["references"].startswith("data:image/png;base64,")
   assert data["candidates"] == pairs.made_hash(config.data.path)
 
 

@@ -87,8 +87,7 @@ def test_several_pairs_of_a_clip_when_asked_for(config: ConfigDict, tmp_path: pa
 def test_people_judge_where_they_said_something(config: ConfigDict, tmp_path: pathlib.Path):
   made = pairs.made_hash(config.data.path)
   said = judged(tmp_path, made, (1, 2, 0, "bad"), (2, 0, 1, "good"), (3, 0, 1, "same"))
-  with config.ignore_type():
-    config.judgements = (said,)
+  config.judgements = said
   count = pairs.write_pairs(config, tmp_path / "pairs")
   assert (count.clips, count.undecided, count.better) == (4, 2, {"gaze": 2})
   source = RecordSource(tmp_path / "pairs")
@@ -145,7 +144,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     (dict(most=2), "most: the folder was made with 1"),
     (dict(most=0), "most: found 0, expected at least 1"),
     (dict(margins=dict(lips=-1.0)), "margins.lips: found -1.0, expected a positive"),
-    (dict(judgements=("nowhere.json",)), "nowhere.json: not a file of judgements"),
+    (dict(judgements="nowhere.json,"), "nowhere.json: not a file of judgements"),
   ],
 )
 def test_a_folder_keeps_to_its_settings(
@@ -170,8 +169,7 @@ def test_what_cannot_be_judged_is_named(config: ConfigDict, tmp_path: pathlib.Pa
     pairs.write_pairs(config, tmp_path / "b")
   made = pairs.made_hash(config.data.path)
   write_records(shard, [candidates_of(0)])
-  with config.ignore_type():
-    config.judgements = (judged(tmp_path, made, (0, 5, 0, "good")),)
+  config.judgements = judged(tmp_path, made, (0, 5, 0, "good"))
   with pytest.raises(ClipError, match="judgements: found places 5 and 0, of 3 candidates"):
     pairs.write_pairs(config, tmp_path / "c")
   assert not list((tmp_path / "c").glob("*.array_record"))

@@ -16,6 +16,7 @@ from configs.puppets import preference
 from data_pipelines.clip import Candidates, Preference
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
+from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM
 from lpm_jax.training import loop
 from lpm_jax.training.base import BaseTask
@@ -23,6 +24,7 @@ from lpm_jax.training.preference import preference_loss
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
 from tests.children import with_devices
+from tests.distillation.test_tasks import programs  # noqa: F401  (resumed runs compile once)
 from tests.training.test_base import encoded_clip, rows_of
 
 FRAMES = 4
@@ -168,8 +170,6 @@ def test_both_videos_have_one_noise_one_timestep_and_the_conditions_of_their_cli
     """Takes the picture's clean latent for granted and predicts nothing."""
 
     def encode_conditions(self, batch: dict, frames: int):
-      from lpm_jax.models.conditions import Conditions
-
       heard = jnp.zeros((2, frames, 1, 1))
       names = ("references", "reference_kind", "reference_label")
       return Conditions(None, heard, heard, *(batch[name] for name in names))

@@ -27,7 +27,7 @@ function startJudging(data, random, saved) {
       const pair = data.pairs[at(state.place)];
       const sides = state.swapped[at(state.place)] ? [1, 0] : [0, 1];
       return {
-        text: pair.text, kind: pair.kind, answers: state.answers[at(state.place)],
+        text: pair.text, kind: pair.kind, references: pair.references, answers: state.answers[at(state.place)],
         left: pair.videos[sides[0]], right: pair.videos[sides[1]],
       };
     },
