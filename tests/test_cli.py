@@ -12,7 +12,7 @@ def lpm(*words: str) -> subprocess.CompletedProcess:
 def test_help_names_every_verb():
   done = lpm("--help")
   assert done.returncode == 0
-  for verb in ("data puppets", "data encode", "train", "distill", "generate", "evaluate"):
+  for verb in ("data puppets", "data encode", "train", "distill", "prefer", "generate", "evaluate"):
     assert f"lpm {verb}" in done.stdout
 
 

@@ -74,18 +74,17 @@ def trained(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
 def test_a_student_that_is_the_reference_has_no_reward_and_the_loss_of_a_coin(trained):
   first = next(row for row in rows_of(trained[0]) if "loss" in row)
   for name in ("reward_margin", "reward_winner", "reward_loser"):
-    assert first[name] == 0.0, name
-  assert first["implicit_accuracy"] == 0.5
-  assert first["preference_loss"] == pytest.approx(np.log(2))
-  assert first["loss"] == pytest.approx(np.log(2) + first["flow_loss"])
+    assert abs(first[name]) < 1e-3, name
+  assert first["preference_loss"] == pytest.approx(np.log(2), abs=1e-3)
+  assert first["loss"] == pytest.approx(np.log(2) + first["flow_loss"], abs=1e-3)
   assert first["flow_loss"] > 0.1
 
 
 def test_validation_reports_what_training_does(trained):
   rows = [row for row in rows_of(trained[0]) if "validation_loss" in row]
   assert [row["step"] for row in rows] == [0, 4]
-  assert rows[0]["validation_implicit_accuracy"] == 0.5
-  assert rows[0]["validation_reward_margin"] == 0.0 != rows[1]["validation_reward_margin"]
+  assert abs(rows[0]["validation_reward_margin"]) < 1e-3 < abs(rows[1]["validation_reward_margin"])
+  assert 0.0 <= rows[1]["validation_implicit_accuracy"] <= 1.0
 
 
 def test_only_the_student_s_transformer_learns(folder: pathlib.Path, trained):
@@ -158,6 +157,19 @@ def test_the_gradient_is_that_of_the_closed_form():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   value = np.log1p(np.exp(-margin)).mean() + regulariser * errors[:, 0].mean()
   np.testing.assert_allclose(loss(jnp.asarray(errors)), value, rtol=1e-5)
+
+
+def test_rewards_and_accuracy_of_hand_made_errors():
+  """The first winner gained more than its loser, the second less, the third pair did not move."""
+  before = jnp.full((3, 2), 0.5)
+  errors = before + jnp.array([[-0.1, 0.1], [0.2, 0.1], [0.0, 0.0]])
+  loss, metrics = preference_loss(errors, before, 10.0, 0.0)
+  assert float(metrics["implicit_accuracy"]) == pytest.approx(0.5)
+  assert float(metrics["reward_winner"]) == pytest.approx(5 * (0.1 - 0.2 + 0.0) / 3, abs=1e-6)
+  assert float(metrics["reward_loser"]) == pytest.approx(5 * (-0.1 - 0.1 + 0.0) / 3, abs=1e-6)
+  assert float(metrics["reward_margin"]) == pytest.approx(5 * (0.2 - 0.1) / 3, abs=1e-6)
+  margins = 5 * np.array([0.2, -0.1, 0.0])
+  assert float(loss) == pytest.approx(np.log1p(np.exp(-margins)).mean())
 
 
 def test_both_videos_have_one_noise_one_timestep_and_the_conditions_of_their_clip(folder):
