@@ -9,6 +9,7 @@ or, where people judge: `:page` writes judge.html into --workdir, which saves ju
     --config.judgements=FILE,FILE --workdir=data/puppets_judged
 
 `:instrument` measures what the margins have to be. A run that was killed goes on.
+The shipped Base has made no candidates yet: how many clips give pairs is not known.
 """
 
 from ml_collections import ConfigDict
