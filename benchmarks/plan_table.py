@@ -1,10 +1,12 @@
 """The table of planned train steps: compiles what is missing, prints Markdown.
 
   JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans [--cases=480p:v5p_512,...]
+  JAX_PLATFORMS=cpu python -m benchmarks.plan_table --workdir=plans --cases=online
 
-A case is a config and a preset of it; each leaves WORKDIR/CASE/plan.json and plan.html, which are
-read again unless they are removed. Half a minute a case; with `--codegen` some ten, for the
-compiler's estimates of cycles. Nothing in the table is measured.
+A case is a size of Base or a stage of Online ("on_policy:v6e_256"; "online" are all of them) and a
+preset of its config; each leaves WORKDIR/CASE/plan.json and plan.html, which are read again unless
+they are removed. Half a minute a case of Base, some minutes one of Online; with `--codegen` some
+ten, for the compiler's estimates of cycles. Nothing in the table is measured.
 """
 
 import argparse
@@ -13,10 +15,15 @@ import json
 import pathlib
 import sys
 
+from ml_collections import ConfigDict
+
+from configs.lpm_17b import online_480p
 from lpm_jax.plan import train
 
 PRESETS = ("v5p_512", "v5p_1024", "v6e_256", "tpu7x_128", "v5p_2x256")
 CASES = tuple(f"{res}:{preset}" for res in ("480p", "720p") for preset in PRESETS)
+STAGES = ("regression", "off_policy", "on_policy", "refiner")
+ONLINE = tuple(f"{stage}:{preset}" for preset in ("v5p_512", "v6e_256") for stage in STAGES)
 GIB = 2**30
 
 
@@ -26,11 +33,17 @@ def found(case: str, workdir: pathlib.Path, codegen: bool) -> dict:
   path = folder / "plan.json"
   if path.exists():
     return json.loads(path.read_text(encoding="utf-8"))
-  resolution, _, preset = case.partition(":")
-  config = importlib.import_module(f"configs.lpm_17b.base_{resolution}").get_config(preset)
+  config = config_of(*case.split(":"))
   config.codegen = codegen
   folder.mkdir(parents=True, exist_ok=True)
   return train.plan(config, folder)
+
+
+def config_of(name: str, preset: str) -> ConfigDict:
+  """The config of a size of Base, or of a stage of Online at 480p, on a pod."""
+  if name in STAGES:
+    return online_480p.get_config(f"{name},{preset}")
+  return importlib.import_module(f"configs.lpm_17b.base_{name}").get_config(preset)
 
 
 def row(case: str, plan: dict) -> str:
@@ -56,7 +69,8 @@ def main():
   parser.add_argument("--cases", default=",".join(CASES))
   parser.add_argument("--codegen", action="store_true")
   given = parser.parse_args()
-  rows = [(case, found(case, given.workdir, given.codegen)) for case in given.cases.split(",")]
+  cases = ONLINE if given.cases == "online" else given.cases.split(",")
+  rows = [(case, found(case, given.workdir, given.codegen)) for case in cases]
   head = "| | topology | mesh | clips | GiB a device | spare | step, s (compute + exposed + memory)"
   print(f"\n{head} | MFU | as the neighbour | binds |", f"|{'---|' * 10}", sep="\n")
   for case, plan in rows:

@@ -20,6 +20,7 @@ PODS = {  # topology, chip, parts of a batch at 480p; at 720p four times as many
 # Groups of compiler options: on v6e collectives are worth hiding; on tpu7x there is little to hide,
 # and programs for SparseCores take ten times as long to compile.
 FLAGS = {"v5p": (), "v6e": ("async",), "tpu7x": ("tensor_core",)}
+STREAM_CONTEXT = {"v5p": 4, "v6e": 8, "tpu7x": 4}  # four v6e have no room for a stream's caches
 CONTEXT = {480: {"v5p": 1, "v6e": 4, "tpu7x": 1}, 720: {"v5p": 4, "v6e": 8, "tpu7x": 4}}
 
 
@@ -37,4 +38,18 @@ def on_pod(c: ConfigDict, name: str, height: int) -> ConfigDict:
   c.model.transformer.chip = chip
   c.flags = FLAGS[chip]
   c.sharding.mesh = dict(data=-1, fsdp=min(64, slice_devices // context), context=context)
+  return c
+
+
+def streams_on_pod(c: ConfigDict, name: str) -> ConfigDict:
+  """`on_pod` for training on streams of 480p: several devices to one, its caches apart by heads.
+
+  A step has a clip for each of those groups (64 on v5p_512) and is not accumulated.
+  """
+  c = on_pod(c, name, height=480)
+  context = STREAM_CONTEXT[c.model.transformer.chip]
+  groups = PODS[name][1] // context
+  slices = int(c.topology.partition("slices=")[2] or 1)
+  c.batch_size, c.accumulate = groups, 1
+  c.sharding.mesh = dict(data=-1, fsdp=min(64, groups // slices), context=context)
   return c

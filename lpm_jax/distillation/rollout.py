@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jax import Array
 
+from lpm_jax.distillation.replay import where_wanted
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.streaming.sampler import Evaluations, evaluate, past_of
+
+EVALUATION = "evaluation_"  # with its index: names the branch, see plan/branches.py
 
 
 @struct.dataclass
@@ -89,9 +92,10 @@ def _forward(graphdef, how, state, cache, script):
     for i, (level, noise) in enumerate(zip(how.levels, noises, strict=False)):
       before = jnp.where(i == script.exit, clean, before)
       go_on = lambda clean, kept, noise=noise, level=level: read(clean, noise, level)  # noqa: E731
-      clean, kept = jax.lax.cond(
-        i <= script.exit, go_on, lambda clean, kept: (clean, kept), clean, kept
-      )
+      with jax.named_scope(f"{EVALUATION}{i}"):
+        clean, kept = jax.lax.cond(
+          i <= script.exit, go_on, lambda clean, kept: (clean, kept), clean, kept
+        )
     if how.history is not None:
       _, kept = read(clean, noises[-1], history)
     return cache.pushed(kept), (clean, before)
@@ -128,10 +132,7 @@ def _backward(graphdef: nnx.GraphDef, how: Evaluations, kept: tuple, of_outputs:
     zeros = jax.tree.map(jnp.zeros_like, state)
     return jax.lax.scan(chunk, (cache, zeros), stretch)[0][1]
 
-  # In most steps of distribution matching only the fake score learns.
-  wanted = jnp.any(of_made != 0)
-  gradient = jax.lax.cond(wanted, replay, lambda: jax.tree.map(jnp.zeros_like, state))
-  return gradient, None, None
+  return where_wanted(of_made, replay, state), None, None
 
 
 _roll_out.defvjp(_forward, _backward)

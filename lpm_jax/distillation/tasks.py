@@ -13,6 +13,7 @@ LPM 1.0, section 4.2; figures and traps of others in docs/distillation.md.
 import abc
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -34,7 +35,7 @@ from data_pipelines.loader import (
 )
 from data_pipelines.records import RecordSource
 from lpm_jax.diffusion import flow, guidance
-from lpm_jax.distillation import heard, matching, rollout, samples
+from lpm_jax.distillation import heard, matching, replay, rollout, samples
 from lpm_jax.distillation.networks import Distilled, forced_velocity
 from lpm_jax.distillation.running import Running, Window
 from lpm_jax.distillation.trajectories import read_settings
@@ -48,6 +49,8 @@ from lpm_jax.training.optimiser import make_optimiser
 from lpm_jax.training.samples import encode_window, write_pairs
 from lpm_jax.weights import loading, shipped
 from lpm_jax.weights.shipped import config_from_dict
+
+TURN, BEGINNING = "student_turn", "stream_begins"  # names of branches, see plan/branches.py
 
 
 class OnlineTask(BaseTask, abc.ABC):
@@ -109,7 +112,8 @@ class RegressionTask(OnlineTask):
   """Stage 1. `config.objective`: "ode", where clips carry trajectories, or "flow".
 
   "ode": a chunk, at a point of the teacher's trajectory drawn for it alone, is regressed on the
-  trajectory's end. "flow": flow matching of clips, the chunks before given as they are.
+  trajectory's end. "flow": flow matching of clips, the chunks before given as they are. The levels
+  of trajectories are those that their folder says or, for a plan without data, `config.levels`.
   """
 
   def __init__(self, config: ConfigDict):
@@ -117,11 +121,29 @@ class RegressionTask(OnlineTask):
     if config.objective not in ("ode", "flow"):
       raise ValueError(f"objective: found {config.objective!r}, expected 'ode' or 'flow'")
     if config.objective == "ode":
-      made = read_settings(config.data.path)
-      self.levels = made.levels
+      self.levels = self._levels_of(config)
       wanted = (*self.settings.backbone, self.settings.refiner, 0.0)
-      if not set(self.settings.backbone) < set(made.levels) or made.levels[-1] != 0.0:
-        raise ValueError(f"{config.data.path}: levels: found {made.levels}, expected {wanted}")
+      if not set(self.settings.backbone) < set(self.levels) or self.levels[-1] != 0.0:
+        raise ValueError(f"{config.data.path}: levels: found {self.levels}, expected {wanted}")
+
+  @staticmethod
+  def _levels_of(config: ConfigDict) -> tuple[float, ...]:
+    """Those of the trajectories; ValueError where the folder and the config do not agree."""
+    said = config.get("levels")
+    if said and not pathlib.Path(config.data.path).exists():
+      return tuple(said)
+    found = read_settings(config.data.path).levels
+    if said and tuple(said) != found:
+      raise ValueError(f"{config.data.path}: levels: found {found}, the config has {tuple(said)}")
+    return found
+
+  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """With trajectories for "ode"."""
+    batch = super().abstract_batch(size)
+    if self.config.objective == "ode":
+      shape = (size, len(self.levels), *batch["latents"].shape[1:])
+      batch["trajectory"] = jax.ShapeDtypeStruct(shape, jnp.float16)
+    return batch
 
   def initialiser(self) -> Callable[[LPM], object]:
     """The student begins with the weights in the folder `config.student`."""
@@ -211,10 +233,15 @@ def forced(
   conditions: Conditions,
 ) -> Array:
   """`forced_velocity` whose history is `clean`, noised as the stream's backbone sees it."""
-  level = settings.backbone[-1] if settings.history is None else settings.history
-  past = jnp.full(t.shape, level).at[:, 0].set(0.0)
-  history = flow.add_noise(clean, noise, past)
+  history, past = _history(settings, clean, noise)
   return forced_velocity(model.transformer, settings.causal, history, past, noisy, t, conditions)
+
+
+def _history(settings: StreamSettings, clean: Array, noise: Array) -> tuple[Array, Array]:
+  """Clips as the backbone sees its past, and their timesteps [B, F]; the picture is clean."""
+  level = settings.backbone[-1] if settings.history is None else settings.history
+  past = jnp.full(clean.shape[:2], level).at[:, 0].set(0.0)
+  return flow.add_noise(clean, noise, past), past
 
 
 class MatchingTask(OnlineTask):
@@ -320,10 +347,15 @@ class MatchingTask(OnlineTask):
       return matching.matching_loss(latents, jax.lax.stop_gradient(towards), weight)
 
     is_due = step % self.config.loss.every == 0
-    student_loss = jax.lax.cond(is_due, of_student, lambda: jnp.zeros(()))
+    with jax.named_scope(TURN):
+      student_loss = jax.lax.cond(is_due, of_student, lambda: jnp.zeros(()))
     extra = self.regularised(window, batch) * is_due
     metrics = {"fake_loss": fake_loss, "matching_loss": student_loss, "regression_loss": extra}
     return fake_loss + student_loss + extra, metrics
+
+  def shares(self) -> dict[str, float]:
+    """In how many steps branches are taken: the student's turn."""
+    return dict.fromkeys((TURN, replay.SCOPE), 1.0 / self.config.loss.every)
 
   def regularised(self, window: Window, batch: dict) -> Array:
     """A further loss of the student; none by default."""
@@ -353,8 +385,17 @@ class OffPolicyTask(MatchingTask):
     noisy = flow.add_noise(clean, noise, t)
     streamed = heard.streamed_conditions(model.student, batch, self.chunks, self.frames)
     conditions = jax.lax.stop_gradient(heard.whole(*streamed, self.frames))
-    velocity = forced(model.student, self.settings, clean, of_history, noisy, t, conditions)
-    made = flow.velocity_to_clean(noisy, velocity, t)
+    graphdef, state = nnx.split(model.student.transformer)
+
+    def run(state: nnx.State, given: tuple) -> Array:
+      history, past, noisy, t, conditions = given
+      velocity = forced_velocity(
+        nnx.merge(graphdef, state), self.settings.causal, history, past, noisy, t, conditions
+      )
+      return flow.velocity_to_clean(noisy, velocity, t)
+
+    given = *_history(self.settings, clean, of_history), noisy, t, conditions
+    made = replay.replayed(run, state, given)
     latents = jnp.concatenate([clean[:, :1], made[:, 1:]], axis=1)
     return Window(latents, self.teacher_conditions(model, batch), jnp.int32(1))
 
@@ -403,7 +444,8 @@ class OnPolicyTask(MatchingTask):
     begin = functools.partial(self._begin, model, batch)
     if self.horizon > 1:
       is_fresh = step % self.horizon == 0
-      cache, before = jax.lax.cond(is_fresh, begin, model.running.read)
+      with jax.named_scope(BEGINNING):
+        cache, before = jax.lax.cond(is_fresh, begin, model.running.read)
       known = jax.random.randint(keys[3], (), EXTENSION[0], EXTENSION[1] + 1)
       known = jnp.where(is_fresh, 1, known)
     else:
@@ -416,6 +458,12 @@ class OnPolicyTask(MatchingTask):
       model.running.write(cache, latents[:, -1:], before.conditions)
     conditions = self.teacher_conditions(model, _of_stream(batch, before.conditions))
     return Window(latents, conditions, known)
+
+  def shares(self) -> dict[str, float]:
+    """Also the beginning of streams, and evaluations, up to an exit that is drawn."""
+    count = len(self.settings.backbone)
+    evaluations = {f"{rollout.EVALUATION}{i}": (count - i) / count for i in range(count)}
+    return super().shares() | {BEGINNING: 1.0 / self.horizon} | evaluations
 
   def _script(self, how, chunks: Conditions, picture: Array, keys: Array) -> rollout.Script:
     settings = self.config.loss

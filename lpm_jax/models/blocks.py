@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lpm_jax.models import rotary
 from lpm_jax.models.attention import attend, window_mask
 from lpm_jax.models.chunk_attention import Source, chunk_attend, source_of
-from lpm_jax.models.context import EXCHANGES, Grids, attend_from_video, attend_grids
+from lpm_jax.models.context import EXCHANGES, Grids, attend_cached, attend_from_video, attend_grids
 from lpm_jax.models.flash import BLOCKS
 from lpm_jax.models.identity import ReferenceOffsets
 from lpm_jax.models.layers import FeedForward, LayerNorm, Linear, RMSNorm, layer_norm, parameter
@@ -50,8 +50,9 @@ class TransformerConfig:
     dtype: of the computation; parameters are fp32.
     chip: whose block sizes the kernels for TPUs take, one of flash.BLOCKS.
     exchange: how devices that share the tokens of a clip attend, one of context.EXCHANGES.
-    attention: one of KERNELS: "dense"; "splash" on TPUs, for training; "chunk" on TPUs, for
-      streams, which reads caches where they lie and is dense without one; "cudnn" on GPUs.
+    attention: one of KERNELS: "dense"; "splash" on TPUs, for training, also on streams; "chunk" on
+      TPUs, for streams, which reads caches where they lie, has no gradient and is dense without a
+      cache; "cudnn" on GPUs.
   """
 
   width: int = 192
@@ -168,7 +169,8 @@ class SelfAttention(nnx.Module):
     )
     query, key = self.query_norm(query), self.key_norm(key)
     if past:
-      over = self._over_caches if self.attention == "chunk" else self._over_joined
+      ways = {"chunk": self._over_caches, "splash": self._over_slices}
+      over = ways.get(self.attention, self._over_joined)
       seen, kept = over(query, key, value, stream, past)
       return scatter_from([seen], [self.out]), kept
     kept = tuple(_heads_first(x, self.heads) for x in (key, value))
@@ -206,16 +208,31 @@ class SelfAttention(nnx.Module):
     self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Source]
   ) -> tuple[Array, Kept]:
     """The same by a kernel that reads caches where they lie."""
-    folds, length = query.shape[1], stream.frames * stream.tokens
+    first, turned, kept = self._for_caches(query, key, value, stream)
+    seen = chunk_attend(first, [*past, source_of(turned, kept[1])], stream.seen)
+    return _over_tokens(seen, query.shape[1]), kept
+
+  def _over_slices(
+    self, query: Array, key: Array, value: Array, stream: Stream, past: Sequence[Kept]
+  ) -> tuple[Array, Kept]:
+    """The same by a kernel that has a gradient, of caches [B, K, G, N, d] of this block."""
+    first, turned, kept = self._for_caches(query, key, value, stream)
+    keys, values = zip(*past, (turned, kept[1]), strict=True)
+    seen = attend_cached(first, keys, values, stream.seen, kernel=self.attention, chip=self.chip)
+    return _over_tokens(seen, query.shape[1]), kept
+
+  def _for_caches(
+    self, query: Array, key: Array, value: Array, stream: Stream
+  ) -> tuple[Array, Array, Kept]:
+    """Heads in place of tokens: turned queries [B, K, S, d] and keys, and what is kept."""
+    length = stream.frames * stream.tokens
     query, key, value = (self._tokens_for_heads(x) for x in (query, key, value))
     query, turned = (rotary.rotate(x, stream.turn, heads=1) for x in (query, key))
     key, turned, value = (
       rearrange(x[:, :, :length], "b k (g n) d -> b k g n d", g=stream.frames)
       for x in (key, turned, value)
     )
-    seen = chunk_attend(query, [*past, source_of(turned, value)], stream.seen)
-    seen = rearrange(seen, "b k (g n) d -> b g n (k d)", g=folds)
-    return layout.constrain(seen, "batch", None, "queries", "heads"), (key, value)
+    return query, turned, (key, value)
 
   def _tokens_for_heads(self, x: Array) -> Array:
     """[B, G, N, D], tokens over `context`, -> [B, K, G N, d], heads over it too."""
@@ -266,7 +283,8 @@ class TextAudioAttention(nnx.Module):
       seen = self._over_text(query, text_key, text_value)
     else:
       heads = (_heads(x, self.heads) for x in (query, text_key, text_value))
-      kernel = "dense" if cached else _without_caches(self.attention)
+      dense = cached and self.attention != "splash"
+      kernel = "dense" if dense else _without_caches(self.attention)
       seen = _join(attend_from_video(*heads, kernel=kernel, chip=self.chip))
     query = _heads(query, self.heads)
     audio = rearrange(audio, "b f a d -> b (f a) d")
@@ -384,6 +402,12 @@ def _heads(x: Array, heads: int) -> Array:
 def _join(x: Array) -> Array:
   """[..., K, d] -> [..., D]."""
   return rearrange(x, "... k d -> ... (k d)")
+
+
+def _over_tokens(seen: Array, folds: int) -> Array:
+  """What caches' heads saw [B, K, G N, d] -> [B, G, N, D], tokens where they lay."""
+  seen = rearrange(seen, "b k (g n) d -> b g n (k d)", g=folds)
+  return layout.constrain(seen, "batch", None, "queries", "heads")
 
 
 def _heads_first(x_bgnd: Array, heads: int) -> Array:

@@ -7,9 +7,11 @@ Since every device has tokens of all grids, causal masks leave all of them the s
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import Array
 from jax.sharding import PartitionSpec
@@ -20,6 +22,7 @@ from lpm_jax.parallel import layout
 
 EXCHANGES = ("gather", "ulysses", "ring")
 _AXIS = "context"
+WHOLE = 2048  # keys of a stream are filled up to multiples, the widest blocks of the kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,42 @@ def attend_from_video(
   return _shared(local, (tokens, whole, whole, of_mask), tokens)(query, key, value, mask)
 
 
+def attend_cached(
+  query: Array,
+  keys: Sequence[Array],
+  values: Sequence[Array],
+  seen: Array,
+  *,
+  kernel: str,
+  chip: str = "v5p",
+) -> Array:
+  """Attention of queries [B, K, S, d] to keys and values [B, K, G, N, d], joined along G.
+
+  `seen`, bool [B, total G], are the grids that are there. Heads lie apart, where others have
+  tokens. Returns [B, K, S, d].
+  """
+
+  def local(query: Array, keys: Sequence[Array], values: Sequence[Array], seen: Array) -> Array:
+    tokens = keys[0].shape[3]
+    shown = jnp.repeat(seen, tokens, axis=1)
+    # Filled up, so that the kernel's blocks of keys are as wide as they can be.
+    more = -shown.shape[1] % WHOLE if shown.shape[1] > WHOLE else 0
+
+    def joined(parts: Sequence[Array]) -> Array:
+      whole = rearrange(jnp.concatenate(parts, axis=2), "b k g n d -> b k (g n) d")
+      return jnp.pad(whole, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+    shown = jnp.pad(shown, ((0, 0), (0, more)))
+    query = query * query.shape[-1] ** -0.5
+    how = How(kernel, chip, (None,))
+    return attend_parts(how, query, (joined(keys),), (joined(values),), (shown,))
+
+  rows = layout.spec(("batch", "cached", None, None), query.shape)
+  cached = layout.spec(("batch", "cached", None, None, None), keys[0].shape)
+  given = rows, cached, cached, PartitionSpec(*rows[:1])
+  return _shared(local, given, rows)(query, tuple(keys), tuple(values), seen)
+
+
 def _attend_local(
   query: Array,
   key: Array,
@@ -198,3 +237,14 @@ class _Sees:
 
   def __call__(self, query: Array, key: Array) -> Array:
     return self.mask(query // self.query_tokens, key // self.key_tokens)
+
+  def block(self, queries: slice, keys: slice) -> np.ndarray:
+    """The same for ranges, bool [queries, keys]: grids are looked up, each once.
+
+    A kernel asks for all of its blocks while it is traced: 9 billion pairs of a 17B clip that is
+    there twice.
+    """
+    query = np.arange(queries.start, queries.stop) // self.query_tokens
+    key = np.arange(keys.start, keys.stop) // self.key_tokens
+    grids = np.arange(query[0], query[-1] + 1)[:, None], np.arange(key[0], key[-1] + 1)[None]
+    return self.mask(*grids)[np.ix_(query - query[0], key - key[0])]

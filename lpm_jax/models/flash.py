@@ -24,7 +24,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 RESIDUALS = "attention"
 LANES = 128
 HIDDEN = float(kernels.DEFAULT_MASK_VALUE)
-Sees = Callable[[Array, Array], Array]  # (query index, key index) -> bool, elementwise
+# (query index, key index) -> bool, elementwise; may have `block(slice, slice)` -> bool [S, T].
+Sees = Callable[[Array, Array], Array]
 Blocks = tuple[int, int, int]  # rows, keys, and keys of one product within them
 
 # Largest blocks of the kernels, forward and backward, by chip. A kernel is unrolled over its block:
@@ -310,6 +311,8 @@ class _Computed(splash.splash_attention_mask._ComputableMask):
   """A mask made in the kernel from the indices of queries and keys."""
 
   def __getitem__(self, index: tuple) -> np.ndarray:
+    if hasattr(self.mask_function, "block"):
+      return self.mask_function.block(*index)
     with jax.ensure_compile_time_eval():
       return np.asarray(super().__getitem__(index))
 

@@ -159,10 +159,10 @@ def costliest(read: Schedule, seconds: Callable[[Operation], float], count: int)
   """Traced operations with the most estimated seconds, loops counted."""
   totals: collections.Counter = collections.Counter()
 
-  def visit(name: str, times: int):
+  def visit(name: str, times: float):
     for op in read.computations[name]:
       if op.body:
-        visit(op.body, times * op.trips)
+        visit(op.body, times * op.times())
       elif not op.kernel and op.opcode not in COLLECTIVES:
         totals[_title(op)] += times * seconds(op)
 

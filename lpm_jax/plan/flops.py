@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lpm_jax.models.blocks import TransformerConfig
+from lpm_jax.plan.branches import Shares, share_of
 
 CONVENTION = (
   "3 x the matrix products of the transformer's forward pass, every token attending to every "
@@ -23,27 +24,34 @@ class KernelCall:
     name: of the kernel.
     operands, results: shapes, by which a call is found in the compiled program.
     flops: of one call on one device.
-    calls: on each device.
+    calls: on each device, in the mean where branches are not always taken.
   """
 
   name: str
   operands: Shapes
   results: Shapes
   flops: int
-  calls: int
+  calls: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
   """Operations of a program: products outside kernels over all devices, and its kernels."""
 
-  products: int
+  products: float
   kernels: tuple[KernelCall, ...]
 
 
 def forward_flops(
-  config: TransformerConfig, *, frames: int, grid: int, slots: int, text: int, audio: int
-) -> int:
+  config: TransformerConfig,
+  *,
+  frames: int,
+  grid: int,
+  slots: int,
+  text: int,
+  audio: int,
+  seen: float | None = None,
+) -> float:
   """One clip through the transformer once.
 
   Args:
@@ -52,9 +60,11 @@ def forward_flops(
     slots: references.
     text: tokens.
     audio: tokens of one track.
+    seen: pairs of a query's and a key's grid, where not every one of this call sees every other.
   """
   width, video, tokens = config.width, frames * grid, (frames + slots) * grid
-  own = 8 * tokens * width**2 + 4 * tokens**2 * width
+  pairs = tokens**2 if seen is None else seen * grid**2
+  own = 8 * tokens * width**2 + 4 * pairs * width
   cross = 4 * video * width**2 + 4 * text * width**2 + 4 * video * text * width
   heard = 2 * video * width**2 + 4 * audio * config.audio_width * width + 4 * video * audio * width
   blocks = config.layers * (own + cross + heard + 4 * tokens * width * config.hidden)
@@ -63,23 +73,24 @@ def forward_flops(
   return blocks + ends
 
 
-def count_work(jaxpr: Any) -> Work:
+def count_work(jaxpr: Any, shares: Shares | None = None) -> Work:
   """Multiply-adds of products and convolutions times two; loops count every turn.
 
-  A kernel counts its body once a grid point: blocks that it skips are counted too.
+  A kernel counts its body once a grid point: blocks that it skips are counted too. `shares` say how
+  often branches are taken (branches.py).
   """
-  counter = _Counter()
+  counter = _Counter(shares or {})
   counter.visit(jaxpr, times=1, spread=1)
   kernels = tuple(KernelCall(*kernel, calls) for kernel, calls in sorted(counter.kernels.items()))
   return Work(counter.products, kernels)
 
 
 class _Counter:
-  def __init__(self):
-    self.products = 0
+  def __init__(self, shares: Shares):
+    self.shares, self.products = shares, 0
     self.kernels: collections.Counter = collections.Counter()
 
-  def visit(self, jaxpr: Any, times: int, spread: int):
+  def visit(self, jaxpr: Any, times: float, spread: int):
     """`times` a turn of loops, on `spread` devices that work on parts of their own."""
     for eqn in jaxpr.eqns:
       name, params = eqn.primitive.name, eqn.params
@@ -93,6 +104,8 @@ class _Counter:
         self.visit(_body(params["jaxpr"]), times, spread * devices)
       else:
         turns = params.get("length", 1) if name == "scan" else 1
+        if name == "cond":
+          turns = share_of(str(eqn.source_info.name_stack), self.shares)
         for inner in inner_jaxprs(params):
           self.visit(inner, times * turns, spread)
 
@@ -111,7 +124,7 @@ def product_flops(eqn: Any) -> int:
 def kernel_flops(params: dict) -> int:
   """Of one call: the products of the body at every point of the grid."""
   grid = math.prod(size for size in params["grid_mapping"].grid if isinstance(size, int))
-  body = _Counter()
+  body = _Counter({})
   body.visit(_body(params["jaxpr"]), times=grid, spread=1)
   return body.products
 
@@ -129,7 +142,7 @@ def inner_jaxprs(params: dict) -> list:
 
 
 def _products(jaxpr: Any) -> int:
-  counter = _Counter()
+  counter = _Counter({})
   counter.visit(jaxpr, times=1, spread=1)
   return counter.products
 

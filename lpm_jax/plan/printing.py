@@ -71,7 +71,7 @@ def _moved(found: dict) -> list[str]:
   for one in sorted(found["moved"], key=lambda m: -m["exposed"]):
     out.append(
       f"{one['kind']:<20}{one['axis'] or '-':<16}{one['network']:<8}{one['group']:>6}"
-      f"{one['count']:>8}{one['asynchronous']:>8}{one['bytes'] / GIB:9.2f}"
+      f"{one['count']:>8.0f}{one['asynchronous']:>8.0f}{one['bytes'] / GIB:9.2f}"
       f"{one['seconds']:9.3f}{one['exposed']:9.3f}"
     )
   return out
@@ -83,7 +83,7 @@ def _kernels(found: dict) -> list[str]:
   out = ["", f"{'kernel':<32}{'calls':>7}{'TFLOP a call':>14}{'share':>7}{'seconds':>9}"]
   for one in found["kernels"]:
     out.append(
-      f"{one['name'][:31]:<32}{one['calls']:>7}{one['flops'] / 1e12:14.3f}{one['share']:7.2f}"
+      f"{one['name'][:31]:<32}{one['calls']:>7.0f}{one['flops'] / 1e12:14.3f}{one['share']:7.2f}"
       f"{one['seconds']:9.2f}"
     )
   return [*out, f"  share of the peak: {found['kernels'][0]['source']}"]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lpm_jax.plan import program
+from lpm_jax.plan.branches import Shares, share_of
 from lpm_jax.plan.chips import Chip
 
 ON_CHIP = re.compile(r"S\((?!5\))[1-9]\d*\)")  # memory spaces other than HBM (0) and host (5)
@@ -51,6 +52,7 @@ class Operation:
     kernel: whether it is a Pallas kernel.
     read: of a kernel, the shapes of its operands.
     body, trips: of a loop, or a called computation with one trip.
+    share: of a conditional, in how many steps the longest branch, its body, is taken.
     products: operations of the matrix products in it.
   """
 
@@ -68,6 +70,11 @@ class Operation:
   body: str
   trips: int
   products: int = 0
+  share: float = 1
+
+  def times(self) -> float:
+    """How often the body runs, in the mean of steps."""
+    return self.trips if self.share == 1 else self.trips * self.share
 
   def result(self) -> int:
     """Bytes of the result; of an asynchronous start, those that the operation will leave."""
@@ -101,18 +108,22 @@ class Schedule:
     return any(op.cycles for ops in self.computations.values() for op in ops)
 
 
-def read_schedule(text: str) -> Schedule:
-  """The schedule of a program's text; ValueError for a text without an entry."""
+def read_schedule(text: str, shares: Shares | None = None) -> Schedule:
+  """The schedule of a program's text; ValueError for a text without an entry.
+
+  `shares` say how often the longest branches of conditionals are taken (branches.py); what other
+  branches do is left out.
+  """
   bodies, entry = program.computations(text)
   if entry is None:
     raise ValueError("program text: no ENTRY computation")
-  reader = _Reader(bodies)
+  reader = _Reader(bodies, shares or {})
   return Schedule(entry, reader.reached(entry))
 
 
 class _Reader:
-  def __init__(self, bodies: dict[str, list[str]]):
-    self._bodies = bodies
+  def __init__(self, bodies: dict[str, list[str]], shares: Shares):
+    self._bodies, self._shares = bodies, shares
 
   def reached(self, entry: str) -> dict[str, tuple[Operation, ...]]:
     found, waiting = {}, [entry]
@@ -147,7 +158,8 @@ class _Reader:
     kind, part, holder = self._collective(opcode, label, inner)
     groups_of = "".join(self._bodies[holder]) if holder else rest
     estimate = re.search(r'"estimated_cycles":"(\d+)"', rest)
-    source = re.search(r'op_name="([^"]*)"', rest)
+    found = re.search(r'op_name="([^"]*)"', rest)
+    source = found[1] if found else ""
     return Operation(
       name=label,
       opcode=kind,
@@ -155,7 +167,7 @@ class _Reader:
       operands=operands,
       moved=0 if opcode in FREE else self._moved(label, operands, arrays, inner),
       cycles=int(estimate[1]) if estimate else 0,
-      source=source[1] if source else "",
+      source=source,
       part=part,
       groups=_groups(groups_of) if kind in program.COLLECTIVES else (),
       kernel="tpu_custom_call" in rest,
@@ -163,6 +175,7 @@ class _Reader:
       body=body,
       trips=trips,
       products=self._products(inner) if inner else _product(shape, opcode, rest, arrays),
+      share=share_of(source, self._shares) if opcode == "conditional" else 1,
     )
 
   def _collective(self, opcode: str, label: str, inner: str) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ class Moved:
     axis: mesh axes, such as "fsdp" or "data+fsdp".
     network: one of links.NETWORKS.
     group: devices.
-    count: how often.
+    count: how often, in the mean where branches are not always taken.
     bytes: of the results.
     seconds: on the network.
     exposed: seconds of them during which nothing else happens.
@@ -35,11 +35,11 @@ class Moved:
   axis: str
   network: str
   group: int
-  count: int
-  bytes: int
+  count: float
+  bytes: float
   seconds: float
   exposed: float
-  asynchronous: int
+  asynchronous: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +109,13 @@ class _Player:
 
     for op in operations:
       if op.body:
-        inner = self.play(op.body)
-        cycles += op.trips * inner.cycles
-        kernels += op.trips * inner.kernels
-        memory += op.trips * inner.memory
-        exposed += op.trips * inner.exposed
-        moved += [_repeated(one, op.trips) for one in inner.moved]
-        pass_time(op.trips * inner.total())
+        inner, times = self.play(op.body), op.times()
+        cycles += times * inner.cycles
+        kernels += times * inner.kernels
+        memory += times * inner.memory
+        exposed += times * inner.exposed
+        moved += [_repeated(one, times) for one in inner.moved]
+        pass_time(times * inner.total())
         continue
       sent = self._sent(op)
       if sent and op.part == "":
@@ -189,7 +189,7 @@ class _Network:
     return total
 
 
-def _repeated(one: Moved, times: int) -> Moved:
+def _repeated(one: Moved, times: float) -> Moved:
   return dataclasses.replace(
     one,
     count=one.count * times,

@@ -12,10 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 from lpm_jax import media
+from lpm_jax.distillation.tasks import OnlineTask
 from lpm_jax.evaluation import page
 from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
 from lpm_jax.parallel.options import options_of
-from lpm_jax.plan import chips, compiled, flops, links, schedule, timeline
+from lpm_jax.plan import chips, compiled, flops, links, online, schedule, timeline
 from lpm_jax.plan.assumptions import Assumptions, assumptions
 from lpm_jax.plan.isolated import isolated
 from lpm_jax.plan.lowering import AbstractStep, shard_bytes, trace_train_step
@@ -62,7 +63,8 @@ def _report(settings: dict) -> dict:
   assumed = assumptions(config.topology, config.get("assume", ""))
   devices = chips.devices_of(config.topology)
   step = trace_train_step(config, devices)
-  work = flops.count_work(step.traced.jaxpr.jaxpr)
+  shares = step.task.shares() if hasattr(step.task, "shares") else {}
+  work = flops.count_work(step.traced.jaxpr.jaxpr, shares)
   begin = time.monotonic()
   options = options_of(config)
   made = compiled.compile_lowered(step.traced.lower(), options, config.get("codegen", True))
@@ -81,10 +83,11 @@ def _report(settings: dict) -> dict:
     "tokens": _tokens(config, step),
     "memory": _memory(step, made, assumed),
     "work": _work(step, work, len(devices)),
+    "shares": shares,
     "does_not_fit": made.refused,
   }
   if not made.refused:
-    read = schedule.read_schedule(made.text)
+    read = schedule.read_schedule(made.text, shares)
     machine = _machine(step, work, assumed, len(devices), read)
     played = timeline.run(read, machine)
     found["time"] = _time(played, found["work"], len(devices), assumed)
@@ -153,21 +156,20 @@ def _work(step: AbstractStep, work: flops.Work, devices: int) -> dict:
   """Operations of a step, all devices together."""
   of_kernels = devices * sum(k.calls * k.flops for k in work.kernels)
   size, frames, rows, columns, _ = step.batch["latents"].shape
-  config = step.task.model_config
-  clip = flops.forward_flops(
-    config.transformer,
-    frames=frames,
-    grid=rows * columns // math.prod(config.transformer.patch),
-    slots=step.batch["references"].shape[1],
-    text=config.text.length,
-    audio=AUDIO_TOKENS * frames,
-  )
+  config, slots = step.task.model_config, step.batch["references"].shape[1]
+  grid = rows * columns // math.prod(config.transformer.patch)
+  if isinstance(step.task, OnlineTask):
+    convention, clip = online.CONVENTION, online.clip_flops(step.task, grid=grid, slots=slots)
+  else:
+    sizes = dict(frames=frames, grid=grid, slots=slots, text=config.text.length)
+    clip = 3 * flops.forward_flops(config.transformer, audio=AUDIO_TOKENS * frames, **sizes)
+    convention = flops.CONVENTION
   return {
-    "convention": flops.CONVENTION,
-    "model": 3 * size * clip,
+    "convention": convention,
+    "model": size * clip,
     "hardware": work.products + of_kernels,
     "kernels": of_kernels,
-    "recompute": (work.products + of_kernels) / (3 * size * clip),
+    "recompute": (work.products + of_kernels) / (size * clip),
   }
 
 

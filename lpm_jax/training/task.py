@@ -33,6 +33,7 @@ class Task(Protocol):
       that a batch cut into parts has the same ones as a whole one;
     finish(model): last changes to the averaged model before it is exported;
     exported(model) -> the part of it that is exported; by default all of it;
+    shares() -> {scope: share}: how often branches in scopes of that name are taken, for plans;
     sample(model, workdir, step) -> metrics | None: writes samples of the averaged model.
   """
 

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lpm_jax.models.attention import attend, window_mask
+from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing, attend, window_mask
+from lpm_jax.models.context import _Sees
 
 
 def make_qkv(queries: int = 5, keys: int = 3) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -48,3 +49,14 @@ def test_window_mask_lists_the_tokens_of_the_frames_around():
   found = np.asarray(window_mask(3, 2, before=1, after=0))
   expected = [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]]
   np.testing.assert_array_equal(found, np.array(expected, bool))
+
+
+def test_a_block_of_a_mask_is_the_mask_of_its_tokens():
+  """Blocks that begin and end within grids, also beyond the last one, where keys are padded."""
+  mask = GridMask(TeacherForcing(ChunkCausal(frames=2, sink=1, window=1), frames=9), 18)
+  sees = _Sees(mask, query_tokens=3, key_tokens=5)
+  for first, last in ((0, 9), (7, 40), (13, 70)):
+    for start, stop in ((0, 10), (33, 61), (70, 128)):
+      index = np.arange(first, last)[:, None], np.arange(start, stop)[None]
+      found = sees.block(slice(first, last), slice(start, stop))
+      np.testing.assert_array_equal(found, sees(*index))

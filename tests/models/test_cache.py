@@ -1,15 +1,20 @@
 """A stream with a cache equals one call over the whole video with the chunk-causal mask."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
+from flax import nnx
 
-from lpm_jax.models.attention import ChunkCausal
+from lpm_jax.models import context
+from lpm_jax.models.attention import ChunkCausal, attend
 from lpm_jax.models.cache import KVCache
 from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.transformer import VideoTransformer
-from tests.models.test_transformer import make_inputs, make_model
+from tests.models.test_transformer import TINY, make_inputs, make_model
 
 CAUSAL = ChunkCausal(frames=2, sink=1, window=1)
 CHUNKS = 4
@@ -104,3 +109,58 @@ def test_chunks_of_a_mask():
   mask = np.asarray(ChunkCausal(frames=1, sink=1, window=1).visible(5)).astype(int)
   expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 1, 1]]
   np.testing.assert_array_equal(mask, expected)
+
+
+def test_the_kernel_with_a_gradient_sees_what_the_dense_one_sees(monkeypatch):
+  """`attend_cached` of several caches, empty slots, keys that are filled up, and its gradient."""
+  monkeypatch.setattr(context, "WHOLE", 128)
+  draw = jax.random.split(jax.random.key(0), 6)
+  heads, head, tokens = 2, 128, 8
+  query = jax.random.normal(draw[0], (2, heads, 40, head))
+  keys, values = (
+    tuple(jax.random.normal(jax.random.fold_in(k, g), (2, heads, g, tokens, head)) for g in (3, 14))
+    for k in draw[1:3]
+  )
+  seen = jax.random.bernoulli(draw[3], 0.5, (2, 17)).at[:, 0].set(True)
+  weight = jax.random.normal(draw[4], query.shape)
+
+  def dense(query, keys, values):
+    joined = (
+      rearrange(jnp.concatenate(x, axis=2), "b k g n d -> b (g n) k d") for x in (keys, values)
+    )
+    mask = jnp.repeat(seen, tokens, axis=1)[:, None, None]
+    return jnp.swapaxes(attend(jnp.swapaxes(query, 1, 2), *joined, mask=mask), 1, 2)
+
+  def with_gradient(run):
+    loss = lambda *given: (run(*given) * weight).sum()  # noqa: E731
+    return jax.jit(lambda *given: (run(*given), jax.grad(loss, argnums=(0, 1, 2))(*given)))
+
+  expected = with_gradient(dense)(query, keys, values)
+  fused = lambda *given: context.attend_cached(*given, seen, kernel="splash")  # noqa: E731
+  found = with_gradient(fused)(query, keys, values)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_chunk_of_the_fused_kernel_is_that_of_the_dense_one():
+  """`extend` with a gradient, tokens of all frames as one sequence."""
+  wide = dataclasses.replace(TINY, heads=1, width=128)
+  latents, _, conditions = make_stream()
+  timestep, given = jnp.full((len(latents), 1), 0.7), of_frames(conditions, 3, 5, PAST)
+
+  def made(attention: str) -> tuple:
+    model = make_model(dataclasses.replace(wide, attention=attention))
+    pinned = make_model(wide).remember(latents[:, :1], of_frames(conditions, 0, 1))
+    graphdef, state = nnx.split(model)
+
+    def loss(state):
+      chunk = latents[:, 3:5], timestep, given.without_references()
+      velocity, kept = nnx.merge(graphdef, state).extend(*chunk, [pinned], jnp.int32(3))
+      return jnp.square(velocity).sum(), (velocity, kept.key)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
+
+  found, expected = made("splash"), made("dense")
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    scale = np.abs(b).max() + 1e-6
+    np.testing.assert_allclose(a / scale, b / scale, atol=1e-4)
