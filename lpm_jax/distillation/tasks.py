@@ -1,247 +1,43 @@
-"""The four stages that make Online of Base, as tasks of the training loop.
+"""The stages that match distributions, as tasks of the training loop.
 
-1. `RegressionTask`: the causal backbone learns where a teacher's trajectory ends, or, with no
-   teacher, to denoise clips chunk by chunk (teacher forcing).
-2. `OffPolicyTask`: distribution matching on noised latents of clips.
-3. `OnPolicyTask`: distribution matching on the backbone's own streams, which may go on from step to
-   step, with other sound and text.
-4. `RefinerTask`: distribution matching of the refiner on streams of the frozen backbone.
+2. `OffPolicyTask`: on noised latents of clips.
+3. `OnPolicyTask`: on the backbone's own streams, which may go on from step to step, with other
+   sound and text.
+4. `RefinerTask`: the refiner, on streams of the frozen backbone.
 
-LPM 1.0, section 4.2; figures and traps of others in docs/distillation.md.
+The first one is `regression.py`. LPM 1.0, section 4.2; docs/distillation.md.
 """
 
 import abc
 import functools
 import math
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from einops import rearrange
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
-from data_pipelines.clip import EncodedClip
-from data_pipelines.loader import (
-  EXTENSION,
-  ExampleConfig,
-  example_from_clip,
-  stack,
-  trajectory_example,
-)
-from data_pipelines.records import RecordSource
+from data_pipelines.loader import EXTENSION
 from lpm_jax.diffusion import flow, guidance
-from lpm_jax.distillation import heard, matching, replay, rollout, samples
+from lpm_jax.distillation import heard, matching, replay, rollout
 from lpm_jax.distillation.networks import Distilled, forced_velocity
+from lpm_jax.distillation.online_task import OnlineTask, fill_student
+from lpm_jax.distillation.regression import seen_history
 from lpm_jax.distillation.running import Running, Window
-from lpm_jax.distillation.trajectories import read_settings
 from lpm_jax.models.conditions import Conditions
-from lpm_jax.models.lpm import LPM, dropped_or
+from lpm_jax.models.lpm import LPM
 from lpm_jax.models.transformer import VideoTransformer
 from lpm_jax.streaming.cache import StreamCache
-from lpm_jax.streaming.sampler import StreamSettings
-from lpm_jax.training.base import CONDITIONS, VALIDATION_SEED, BaseTask, complete
+from lpm_jax.training.base import CONDITIONS
 from lpm_jax.training.optimiser import make_optimiser
-from lpm_jax.training.samples import encode_window, write_pairs
-from lpm_jax.weights import loading, shipped
-from lpm_jax.weights.shipped import config_from_dict
+from lpm_jax.training.samples import encode_window
+from lpm_jax.weights import loading
 
 TURN, BEGINNING = "student_turn", "stream_begins"  # names of branches, see plan/branches.py
-
-
-class OnlineTask(BaseTask, abc.ABC):
-  """What the stages share: clips cut into chunks, streamed conditions, weights to start from.
-
-  Args:
-    config: that of BaseTask, with `stream` (StreamSettings), `data.chunks`, and `student` and
-      `teacher`, folders of weights.
-
-  Raises ValueError for stages whose windows are not the picture and `data.chunks` chunks from the
-  beginning of a clip.
-  """
-
-  def __init__(self, config: ConfigDict):
-    super().__init__(config)
-    self.settings = config_from_dict(StreamSettings, config.stream.to_dict())
-    self.chunks, self.frames = config.data.chunks, self.settings.causal.frames
-    wanted = 1 + self.chunks * self.frames
-    for stage in self.curriculum:
-      found = stage.latent_frames or config.data.latent_frames
-      if found != wanted or stage.extension or stage.random_start or stage.twins:
-        raise ValueError(
-          f"stage {stage.name!r}: expected windows of {wanted} latents from the beginning of clips"
-        )
-
-  @abc.abstractmethod
-  def streaming(self, model: nnx.Module) -> tuple[LPM, VideoTransformer]:
-    """Encoders with the backbone, and the refiner, of the streams that show how far training is."""
-
-  def sample(self, model: nnx.Module, workdir: str, step: int) -> dict[str, float]:
-    """Streams the validation clips: how far from them in latents, and videos of the first ones.
-
-    The distance falls while a stream learns to follow what it is given, and grows where it drifts.
-    `config.evaluation` has `sample_clips`, the number of videos, and `vae`, a weights folder.
-    """
-    if not self.config.data.validation:
-      return {}
-    source, settings = RecordSource(self.config.data.validation), self.config.evaluation
-    cut, rng = self._example_config(self.curriculum[-1]), np.random.default_rng
-    clips = ((i, self.with_features(source[i])) for i in range(len(source)))
-    examples = [
-      complete(example_from_clip(clip, rng((VALIDATION_SEED, i)), cut), clip, self.model_config)
-      for i, clip in clips
-    ]
-    vae, size = loading.load_vae(settings.vae), min(self.config.batch_size, len(examples))
-    apart = []
-    for first in range(0, len(examples) - size + 1, size):
-      batch = stack(examples[first : first + size])
-      latents, video = samples.stream_clips(*self.streaming(model), vae, self.settings, batch)
-      apart.append(np.square(np.asarray(latents)[:, 1:] - batch["latents"][:, 1:]).mean())
-      if first < settings.sample_clips:
-        shown = {name: x[: settings.sample_clips] for name, x in batch.items()}
-        fps = self.model_config.audio.fps
-        write_pairs(video[: settings.sample_clips], shown, vae, workdir, step, fps)
-    return {"validation_distance": float(np.mean(apart))}
-
-
-class RegressionTask(OnlineTask):
-  """Stage 1. `config.objective`: "ode", where clips carry trajectories, or "flow".
-
-  "ode": a chunk, at a point of the teacher's trajectory drawn for it alone, is regressed on the
-  trajectory's end. "flow": flow matching of clips, the chunks before given as they are. The levels
-  of trajectories are those that their folder says or, for a plan without data, `config.levels`.
-  """
-
-  def __init__(self, config: ConfigDict):
-    super().__init__(config)
-    if config.objective not in ("ode", "flow"):
-      raise ValueError(f"objective: found {config.objective!r}, expected 'ode' or 'flow'")
-    if config.objective == "ode":
-      self.levels = self._levels_of(config)
-      wanted = (*self.settings.backbone, self.settings.refiner, 0.0)
-      if not set(self.settings.backbone) < set(self.levels) or self.levels[-1] != 0.0:
-        raise ValueError(f"{config.data.path}: levels: found {self.levels}, expected {wanted}")
-
-  @staticmethod
-  def _levels_of(config: ConfigDict) -> tuple[float, ...]:
-    """Those of the trajectories; ValueError where the folder and the config do not agree."""
-    said = config.get("levels")
-    if said and not pathlib.Path(config.data.path).exists():
-      return tuple(said)
-    found = read_settings(config.data.path).levels
-    if said and tuple(said) != found:
-      raise ValueError(f"{config.data.path}: levels: found {found}, the config has {tuple(said)}")
-    return found
-
-  def abstract_batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """With trajectories for "ode"."""
-    batch = super().abstract_batch(size)
-    if self.config.objective == "ode":
-      shape = (size, len(self.levels), *batch["latents"].shape[1:])
-      batch["trajectory"] = jax.ShapeDtypeStruct(shape, jnp.float16)
-    return batch
-
-  def initialiser(self) -> Callable[[LPM], object]:
-    """The student begins with the weights in the folder `config.student`."""
-    return functools.partial(_fill, self.config.student)
-
-  def streaming(self, model: LPM) -> tuple[LPM, VideoTransformer]:
-    """The student is both."""
-    return model, model.transformer
-
-  def window(
-    self, clip: EncodedClip, rng: np.random.Generator, cut: ExampleConfig
-  ) -> dict[str, np.ndarray]:
-    """With the clip's trajectory for "ode"."""
-    if self.config.objective == "flow":
-      return super().window(clip, rng, cut)
-    return trajectory_example(clip, rng, cut)
-
-  def draw(self, batch: dict, key: Array) -> dict[str, Array]:
-    """A timestep, or a point of the trajectory, of each chunk; noise of chunks and of histories.
-
-    And for "flow" which conditions are dropped: such a model can teach, with guidance.
-    """
-    shape, settings = batch["latents"].shape, self.config.loss
-    names = ("level", "noise", "history", *CONDITIONS)
-    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-    drawn = {
-      "noise": jax.random.normal(keys["noise"], shape),
-      "history_noise": jax.random.normal(keys["history"], shape),
-    }
-    if self.config.objective == "ode":
-      points = batch["trajectory"].shape[1] - 1  # the last one is the end
-      return drawn | {
-        "level": jax.random.randint(keys["level"], (shape[0], self.chunks), 0, points)
-      }
-    t = flow.sample_timesteps(keys["level"], shape[0] * self.chunks, settings.shift)
-    drops = {
-      f"drop_{name}": jax.random.bernoulli(keys[name], settings[f"drop_{name}"], shape[:1])
-      for name in CONDITIONS
-    }
-    return drawn | {"level": t.reshape(shape[0], self.chunks)} | drops
-
-  def loss(self, model: LPM, batch: dict, key: Array, step: Array):
-    """Mean squared error over the chunks: of clean latents for "ode", of velocities for "flow"."""
-    del step
-    if "noise" not in batch:
-      batch = {**batch, **self.draw(batch, key)}
-    beginning, chunks = heard.streamed_conditions(model, batch, self.chunks, self.frames)
-    conditions = heard.whole(beginning, chunks, self.frames)
-    kept = {
-      name: dropped_or(
-        getattr(conditions, name), getattr(model, name).null, batch.get(f"drop_{name}")
-      )
-      for name in CONDITIONS
-    }
-    conditions = conditions.replace(**kept)
-    per_frame = lambda x: jnp.repeat(x, self.frames, axis=1)  # noqa: E731
-    picture = jnp.zeros((len(batch["level"]), 1))
-    if self.config.objective == "ode":
-      points, levels = batch["trajectory"].astype(jnp.float32), jnp.asarray(self.levels)
-      clean = points[:, -1]
-      place = per_frame(batch["level"])[:, None, :, None, None, None]
-      noisy = jnp.take_along_axis(points[:, :, 1:], place, axis=1)[:, 0]
-      noisy = jnp.concatenate([clean[:, :1], noisy], axis=1)
-      t = jnp.concatenate([picture, levels[per_frame(batch["level"])]], axis=1)
-    else:
-      clean = batch["latents"].astype(jnp.float32)
-      t = jnp.concatenate([picture, per_frame(batch["level"])], axis=1)
-      noisy = flow.add_noise(clean, batch["noise"], t)
-    velocity = forced(model, self.settings, clean, batch["history_noise"], noisy, t, conditions)
-    weight = (jnp.arange(clean.shape[1]) > 0).astype(jnp.float32)[None] * jnp.ones_like(t)
-    if self.config.objective == "ode":
-      found, wanted = flow.velocity_to_clean(noisy, velocity, t), clean
-    else:
-      found, wanted = velocity, batch["noise"] - clean
-    motion = self.config.loss.motion
-    place = 1.0 - motion + motion * flow.motion_map(clean)
-    return flow.flow_loss(found, wanted, weight, place), {}
-
-
-def forced(
-  model: LPM,
-  settings: StreamSettings,
-  clean: Array,
-  noise: Array,
-  noisy: Array,
-  t: Array,
-  conditions: Conditions,
-) -> Array:
-  """`forced_velocity` whose history is `clean`, noised as the stream's backbone sees it."""
-  history, past = _history(settings, clean, noise)
-  return forced_velocity(model.transformer, settings.causal, history, past, noisy, t, conditions)
-
-
-def _history(settings: StreamSettings, clean: Array, noise: Array) -> tuple[Array, Array]:
-  """Clips as the backbone sees its past, and their timesteps [B, F]; the picture is clean."""
-  level = settings.backbone[-1] if settings.history is None else settings.history
-  past = jnp.full(clean.shape[:2], level).at[:, 0].set(0.0)
-  return flow.add_noise(clean, noise, past), past
 
 
 class MatchingTask(OnlineTask):
@@ -275,7 +71,7 @@ class MatchingTask(OnlineTask):
     """Weights of the folders `config.student`, `teacher` and, for the refiner, `backbone`."""
 
     def fill(model: Distilled):
-      _fill(self.config.student, model.student)
+      fill_student(self.config.student, model.student)
       loading.initialiser(self.config.teacher, "base")(model.scores.teacher)
       teacher = nnx.state(model.scores.teacher.transformer)
       weights = {path: leaf[...] for path, leaf in nnx.to_flat_state(teacher)}
@@ -394,7 +190,7 @@ class OffPolicyTask(MatchingTask):
       )
       return flow.velocity_to_clean(noisy, velocity, t)
 
-    given = *_history(self.settings, clean, of_history), noisy, t, conditions
+    given = *seen_history(self.settings, clean, of_history), noisy, t, conditions
     made = replay.replayed(run, state, given)
     latents = jnp.concatenate([clean[:, :1], made[:, 1:]], axis=1)
     return Window(latents, self.teacher_conditions(model, batch), jnp.int32(1))
@@ -520,9 +316,3 @@ def _of_stream(batch: dict, conditions: Conditions) -> dict:
   """The batch with the references of the streams that it continues."""
   names = ("references", "reference_kind", "reference_label")
   return batch | {name: getattr(conditions, name) for name in names}
-
-
-def _fill(folder: str, module: nnx.Module):
-  """Fills a student from the folder's backbone where there is one, or else from its Base."""
-  name = "backbone" if shipped.has_weights(folder, "backbone") else "base"
-  loading.initialiser(folder, name)(module)

@@ -2,12 +2,8 @@
 
 import functools
 
-from lpm_jax.distillation.tasks import (
-  MatchingTask,
-  OffPolicyTask,
-  OnlineTask,
-  OnPolicyTask,
-)
+from lpm_jax.distillation.online_task import OnlineTask
+from lpm_jax.distillation.tasks import MatchingTask, OffPolicyTask, OnPolicyTask
 from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing
 from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
 from lpm_jax.plan.flops import forward_flops

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lpm_jax import media
-from lpm_jax.distillation.tasks import OnlineTask
+from lpm_jax.distillation.online_task import OnlineTask
 from lpm_jax.evaluation import page
 from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
 from lpm_jax.parallel.options import options_of

@@ -14,7 +14,7 @@ TASKS = {
   "audio": "lpm_jax.training.audio.AudioTask",
   "base": "lpm_jax.training.base.BaseTask",
   "preference": "lpm_jax.training.preference.PreferenceTask",
-  "regression": "lpm_jax.distillation.tasks.RegressionTask",
+  "regression": "lpm_jax.distillation.regression.RegressionTask",
   "off_policy": "lpm_jax.distillation.tasks.OffPolicyTask",
   "on_policy": "lpm_jax.distillation.tasks.OnPolicyTask",
   "refiner": "lpm_jax.distillation.tasks.RefinerTask",

@@ -20,7 +20,7 @@ from data_pipelines.clip import Trajectory
 from data_pipelines.loader import stack
 from data_pipelines.records import write_records
 from lpm_jax import media
-from lpm_jax.distillation import heard, samples, tasks
+from lpm_jax.distillation import heard, online_task, regression, samples, tasks
 from lpm_jax.distillation.trajectories import TrajectorySettings
 from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
@@ -129,7 +129,7 @@ def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp
 def test_streams_of_validation_clips_see_their_picture_alone(folders, tmp_path, monkeypatch, stage):
   config = config_of(folders, stage)
   vae = VideoVAE(VAEConfig(base=4, multipliers=(1, 1, 1, 1), blocks=1), rngs=nnx.Rngs(3))
-  monkeypatch.setattr(tasks.loading, "load_vae", lambda folder: vae)
+  monkeypatch.setattr(online_task.loading, "load_vae", lambda folder: vae)
   setup, model = model_of(config)
   streams, clips = setup.task.streaming(model), [encoded_clip(i) for i in range(2)]
   latents, _ = samples.stream_clips(*streams, vae, setup.task.settings, batch_of(folders))
@@ -195,13 +195,13 @@ def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, monkey
     there = jnp.maximum(t, 1e-6)[:, :, None, None, None]
     return (noisy - clean) / there
 
-  monkeypatch.setattr(tasks, "forced", knowing)
+  monkeypatch.setattr(regression, "forced", knowing)
   loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
   assert float(loss) < 1e-10
   chunks = seen[0][:, 1:].reshape(4, 2, 3)
   assert set(np.unique(seen[0])) <= set(np.float32(SETTINGS.levels))
   assert (chunks == chunks[:, :, :1]).all() and (chunks[:, 0, 0] != chunks[:, 1, 0]).any()
-  monkeypatch.setattr(tasks, "forced", lambda *given: 1.0 + knowing(*given))
+  monkeypatch.setattr(regression, "forced", lambda *given: 1.0 + knowing(*given))
   loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
   expected = np.square(seen[1][:, 1:]).mean()  # a velocity that is wrong by 1 misses by t
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
