@@ -21,8 +21,11 @@ for who in character1 character2; do
   lpm generate --config=configs/puppets/generate.py --config.inputs=demo/inputs/$who --workdir=demo/$who
 done
 
+say "Stream a conversation with the distilled Online model, a second at a time"
+lpm stream --config=configs/puppets/stream.py --config.inputs=demo/inputs/character1 --workdir=demo/stream
+
 say "Measure the shipped model beside the render, the VAE and a still picture"
 lpm evaluate --config=configs/eval/puppets.py:quick --workdir=demo/evaluation
 
 say "Done. Look at:"
-ls -1 demo/character*/*.mp4 demo/evaluation/report.html
+ls -1 demo/character*/*.mp4 demo/stream/stream.mp4 demo/stream/stream.html demo/evaluation/report.html
