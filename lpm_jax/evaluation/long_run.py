@@ -38,7 +38,7 @@ JUDGED = (
 CURVES = (
   ("lip_correlation", "lips, correlation with the truth"),
   ("attribute_confidence", "hidden attributes, probability of the truth where they can be seen"),
-  ("colour_drift", "colour away from the first scene, ΔE"),
+  ("colour_drift", "colour away from the first block, ΔE"),
   ("seam_over_latents", "seam index over borders of latent frames"),
   ("motion", "motion, mean step between frames"),
   ("from_picture", "distance from the main picture"),
