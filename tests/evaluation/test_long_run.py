@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from configs.eval import long_run as recipe
 from data_pipelines.clip import SAMPLE_RATE
+from data_pipelines.puppets.brought import write_inputs
 from data_pipelines.puppets.builder import puppet_clip
 from data_pipelines.puppets.character import HIDDEN
-from data_pipelines.puppets.showcase import write_inputs
 from lpm_jax import media
 from lpm_jax.evaluation import long_run
 from lpm_jax.evaluation.probe import Reading
