@@ -22,8 +22,9 @@ from lpm_jax.plan import train
 
 PRESETS = ("v5p_512", "v5p_1024", "v6e_256", "tpu7x_128", "v5p_2x256")
 CASES = tuple(f"{res}:{preset}" for res in ("480p", "720p") for preset in PRESETS)
-STAGES = ("regression", "off_policy", "on_policy", "refiner")
-ONLINE = tuple(f"{stage}:{preset}" for preset in ("v5p_512", "v6e_256") for stage in STAGES)
+ONLINE = tuple(
+  f"{stage}:{preset}" for preset in ("v5p_512", "v6e_256") for stage in online_480p.STAGES
+)
 GIB = 2**30
 
 
@@ -41,7 +42,7 @@ def found(case: str, workdir: pathlib.Path, codegen: bool) -> dict:
 
 def config_of(name: str, preset: str) -> ConfigDict:
   """The config of a size of Base, or of a stage of Online at 480p, on a pod."""
-  if name in STAGES:
+  if name in online_480p.STAGES:
     return online_480p.get_config(f"{name},{preset}")
   return importlib.import_module(f"configs.lpm_17b.base_{name}").get_config(preset)
 

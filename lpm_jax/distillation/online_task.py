@@ -66,7 +66,7 @@ class OnlineTask(BaseTask, abc.ABC):
       batch = stack(examples[first : first + size])
       latents, video = samples.stream_clips(*self.streaming(model), vae, self.settings, batch)
       apart.append(np.square(np.asarray(latents)[:, 1:] - batch["latents"][:, 1:]).mean())
-      if first < settings.sample_clips:
+      if first == 0 and settings.sample_clips:
         shown = {name: x[: settings.sample_clips] for name, x in batch.items()}
         fps = self.model_config.audio.fps
         write_pairs(video[: settings.sample_clips], shown, vae, workdir, step, fps)

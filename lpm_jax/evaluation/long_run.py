@@ -20,7 +20,7 @@ from lpm_jax import media
 from lpm_jax.evaluation import metrics, page, pixels, plots
 from lpm_jax.evaluation.metrics import Measured
 from lpm_jax.evaluation.probe import Probe, Reading, load_probe, read_video
-from lpm_jax.evaluation.scoring import json_safe
+from lpm_jax.evaluation.scoring import events_of, json_safe
 from lpm_jax.models.audio import FRAMES_PER_LATENT
 
 SEAM = 1.1  # goals: at most
@@ -79,10 +79,7 @@ def read_dialogue(folder: str | os.PathLike) -> Dialogue:
   try:
     with np.load(path) as file:
       told = json.loads(str(file["told"]))
-      events = tuple(
-        tuple(tuple(event[key] for key in ("kind", "start_s", "end_s", "detail")) for event in one)
-        for one in told["events"]
-      )
+      events = tuple(map(events_of, told["events"]))
       frames, fps = int(file["frames"]), float(file["fps"])
       pose, state = file["pose"], file["state"]
   except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -223,11 +220,11 @@ def measure(config: ConfigDict, workdir: str | os.PathLike) -> dict:
     }
   )
   page.write_whole(folder / "long_run.json", json.dumps(found, indent=1, allow_nan=False))
-  figures = {}
+  figures = []
   for key, label in CURVES:
     known = [(row["seconds"] / 60, row[key]) for row in scenes if np.isfinite(row[key])]
     if known:
-      figures[label] = plots.curve_plot(*np.array(known).T, label)
+      figures.append((label, plots.curve_plot(*np.array(known).T, label)))
   page.write_page(
     folder / "long_run.html",
     "long_run.html",

@@ -43,14 +43,18 @@ class _Scene(Protocol):
 
 def measured_of(reading: Reading, clip: _Scene) -> Measured:
   """What the probe read in a video of a clip, beside the clip's truth."""
-  events = clip.truth["events"]
   return Measured(
     read=reading.pose,
     truth=clip.truth["pose"],
     state=clip.state,
-    events=tuple(tuple(event[key] for key in _EVENT_FIELDS) for event in events),
+    events=events_of(clip.truth["events"]),
     fps=clip.fps,
   )
+
+
+def events_of(told: Sequence[dict]) -> tuple[tuple[str, float, float, str], ...]:
+  """Events of a truth as `Measured` has them. Raises KeyError where one lacks a field."""
+  return tuple(tuple(event[key] for key in _EVENT_FIELDS) for event in told)
 
 
 def take(probe: Probe, clip: Clip, video: np.ndarray) -> Take:

@@ -1,5 +1,6 @@
 """Frames and audio -> mp4 (H.264, AAC), and back."""
 
+import contextlib
 import fractions
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -165,20 +166,14 @@ def _append(
 
 def read_video(path: Path) -> Video:
   """All frames and samples of a video. Raises MediaError for a file that holds none."""
-  check_readable(path, VIDEO)
   frames, audio = [], []
-  try:
-    with av.open(str(path)) as container:
-      if not container.streams.video:
-        raise MediaError(path, "no video stream", VIDEO)
-      fps = float(container.streams.video[0].average_rate)
-      for frame in container.decode():
-        if isinstance(frame, av.VideoFrame):
-          frames.append(frame.to_ndarray(format="rgb24"))
-        else:
-          audio.append(frame.to_ndarray().T)
-  except av.FFmpegError as error:
-    raise MediaError(path, f"a damaged or unknown file ({error.strerror})", VIDEO) from error
+  with _opened(path) as container:
+    fps = float(container.streams.video[0].average_rate)
+    for frame in container.decode():
+      if isinstance(frame, av.VideoFrame):
+        frames.append(frame.to_ndarray(format="rgb24"))
+      else:
+        audio.append(frame.to_ndarray().T)
   return Video(np.stack(frames), fps, np.concatenate(audio) if audio else None)
 
 
@@ -187,15 +182,22 @@ def read_frames(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
 
   For videos of any length. Raises MediaError for a file that holds none, or breaks off.
   """
-  check_readable(path, VIDEO)
   how = dict(width=width, height=height, format="rgb24", interpolation=Interpolation.AREA)
+  with _opened(path) as container:
+    container.streams.video[0].thread_type = "AUTO"
+    for frame in container.decode(video=0):
+      yield frame.reformat(**how).to_ndarray()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+  """A file with a video stream; what is wrong with it is a MediaError, also while it is read."""
+  check_readable(path, VIDEO)
   try:
     with av.open(str(path)) as container:
       if not container.streams.video:
         raise MediaError(path, "no video stream", VIDEO)
-      container.streams.video[0].thread_type = "AUTO"
-      for frame in container.decode(video=0):
-        yield frame.reformat(**how).to_ndarray()
+      yield container
   except av.FFmpegError as error:
     raise MediaError(path, f"a damaged or unknown file ({error.strerror})", VIDEO) from error
 
