@@ -42,6 +42,7 @@ from lpm_jax.weights import loading
 
 TimedTexts = Sequence[tuple[float, str]]
 _GLOBAL = 0
+_SAMPLER = ("steps", "solver", "shift", "text_guidance", "audio_guidance", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class GenerateSettings:
     solver: a name in `diffusion.solvers.SOLVERS`.
     shift: timestep shift, as in training.
     text_guidance, audio_guidance: strengths; 1 and 1 need a third of the work.
+    temperature: standard deviation of the noise that windows begin with; training has 1. Less is
+      calmer and nearer to sound and picture, and less varied: docs/decisions.md.
     window: latent frames of a window: the length the model was trained on.
     overlap: latents that a later window is given clean; 2 to 5 are trained.
     blend: further latents that two windows share and cross-fade.
@@ -66,6 +69,7 @@ class GenerateSettings:
   shift: float = 3.0
   text_guidance: float = 1.5
   audio_guidance: float = 1.5
+  temperature: float = 1.0
   window: int = 19
   overlap: int = 3
   blend: int = 1
@@ -77,14 +81,15 @@ class GenerateSettings:
     for field in ("steps", "references", "batch"):
       if getattr(self, field) < 1:
         raise ValueError(f"{field}: found {getattr(self, field)}, expected at least 1")
+    if not 0.0 <= self.temperature <= 1.0:
+      raise ValueError(f"temperature: found {self.temperature}, expected a number in [0, 1]")
     if self.solver not in SOLVERS:
       raise ValueError(f"solver: found {self.solver!r}, expected one of {sorted(SOLVERS)}")
     plan_windows(self.window + 1, self.window, self.overlap, self.blend)
 
   def sampler(self) -> dict[str, int | float | str]:
     """The part that a compiled window depends on."""
-    names = ("steps", "solver", "shift", "text_guidance", "audio_guidance")
-    return {name: getattr(self, name) for name in names}
+    return {name: getattr(self, name) for name in _SAMPLER}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +322,7 @@ def _encode_audio(
 @functools.partial(
   jax.jit,
   static_argnums=0,
-  static_argnames=("steps", "solver", "shift", "text_guidance", "audio_guidance"),
+  static_argnames=_SAMPLER,
 )
 def _sample_window(
   graphdef: nnx.GraphDef,
@@ -333,6 +338,7 @@ def _sample_window(
   shift: float,
   text_guidance: float,
   audio_guidance: float,
+  temperature: float,
 ) -> Array:
   """One window; `known` [B, length, h, w, C] is held where `given` bool [length] says so.
 
@@ -341,7 +347,7 @@ def _sample_window(
   lpm = nnx.merge(graphdef, state)
   conditions = conditions.replace(text=lpm.text(text))
   velocity = guided_velocity(lpm, conditions, text_guidance, audio_guidance)
-  noise = jax.vmap(lambda key: jax.random.normal(key, known.shape[1:]))(keys)
+  noise = temperature * jax.vmap(lambda key: jax.random.normal(key, known.shape[1:]))(keys)
   mask = jnp.broadcast_to(given, known.shape[:2])
   return sample(velocity, noise, known, mask, steps=steps, shift=shift, solver=solver)
 

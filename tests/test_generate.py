@@ -88,6 +88,12 @@ def test_the_seed_decides_every_bit(generator, videos, frames):
   np.testing.assert_array_equal(other[0], videos[frames][0], "the first frame is given")
 
 
+def test_without_noise_seeds_agree(models):
+  calm = Generator(*models, dataclasses.replace(SETTINGS, temperature=0.0))
+  one, other = (_make(calm, ONE_WINDOW, seed=seed) for seed in (0, 1))
+  np.testing.assert_array_equal(one, other)
+
+
 def test_any_length_is_met_to_the_frame(generator):
   for frames in (ONE_WINDOW - 2, THREE_WINDOWS - 1):
     assert len(_make(generator, frames)) == frames
@@ -184,7 +190,8 @@ def test_text_between_takes_what_holds_longest():
 
 
 @pytest.mark.parametrize(
-  "field,value", [("steps", 0), ("solver", "magic"), ("window", 3), ("batch", 0)]
+  "field,value",
+  [("steps", 0), ("solver", "magic"), ("window", 3), ("batch", 0), ("temperature", 1.1)],
 )
 def test_settings_that_cannot_work_are_refused(field, value):
   with pytest.raises(ValueError, match=f"{field}: found"):

@@ -33,6 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
   c.generation.steps = 8 if quick else 20
   c.generation.shift = 2.5  # as in training
+  c.generation.temperature = 0.7
   c.generation.references = 13  # all that a clip can carry
   c.online = (
     ConfigDict()

@@ -38,6 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.generation = ConfigDict()  # fields of lpm_jax.generate.GenerateSettings
   c.generation.steps = 12
   c.generation.shift = 2.5  # as in training
+  c.generation.temperature = 0.7
   c.generation.window = 19
   c.generation.references = 6
 

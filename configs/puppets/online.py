@@ -6,10 +6,10 @@
   lpm distill --config=configs/puppets/online.py:refiner_start --workdir=runs/online/4_start
   lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
 
-`:refiner_start` is the first stage once more, with the clean history that a refiner sees. `:flow`
-takes the place of `:regression` and needs no trajectories: clips, chunk by chunk. `:STAGE,tiny` is
-a model of a few thousand parameters. docs/distillation.md explains all, and says what came of it:
-the shipped weights left `:off_policy` out.
+`:refiner_start` leads what the backbone makes of trajectories to their ends. `:flow` takes the
+place of `:regression` and needs no trajectories: clips, chunk by chunk. `:STAGE,tiny` is a model of
+a few thousand parameters. docs/distillation.md explains all, and says what came of it: the shipped
+weights left `:off_policy` out.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from configs.puppets import base
 
 STEPS = dict(
-  regression=600, flow=1_200, off_policy=120, on_policy=180, refiner_start=150, refiner=130
+  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=220, refiner=120
 )
 STAGES = tuple(STEPS)
-FIRST = ("regression", "flow", "refiner_start")  # regression; the others match distributions
+REGRESSIONS = ("regression", "flow", "refiner_start")  # the others match distributions
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -30,8 +30,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     raise ValueError(f"configs/puppets/online.py: found :{arg}, expected one of {STAGES}")
   tiny = size == "tiny"
   c = base.get_config("tiny" if tiny else None)
-  matching = stage not in FIRST
-  c.task = stage if matching else "regression"
+  matching = stage not in REGRESSIONS
+  c.task = "regression" if stage == "flow" else stage
   c.export = "refiner" if stage == "refiner" else "backbone"
   c.batch_size = 2 if tiny else 8
   c.steps = 4 if tiny else STEPS[stage]
@@ -56,7 +56,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.stream.causal = dict(frames=frames, sink=1 if tiny else 3, window=1 if tiny else 2)
   c.stream.backbone = (1.0, 0.757)
   c.stream.refiner = 0.522
-  c.stream.history = 0.0 if stage == "refiner_start" else 0.1
+  c.stream.history = 0.1
+  c.stream.temperature = 0.5
 
   # loss
   if not matching:
@@ -79,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
       steps=c.steps,
       mixture=kinds,
       extra_references=1.0,
-      learning_rates=() if matching else slow,
+      learning_rates=slow if stage in ("regression", "flow") else (),
     ),
   )
 
@@ -89,8 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if matching:
     one = c.optimiser.to_dict() | dict(b1=0.0, b2=0.999, warmup=0)
     c.optimiser = ConfigDict(dict(ema=c.optimiser.ema))
-    c.optimiser.student = one | dict(learning_rate=1e-4, final_learning_rate=1e-4)
-    c.optimiser.fake = one | dict(learning_rate=1e-4, final_learning_rate=1e-4)
+    c.optimiser.student = one | dict(learning_rate=2e-4, final_learning_rate=2e-4)
+    c.optimiser.fake = one | dict(learning_rate=2e-4, final_learning_rate=2e-4)
 
   # sharding: streams that go on lie like the batch
   c.sharding.rules.batch = ("data", "fsdp")

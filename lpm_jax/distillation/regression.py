@@ -129,14 +129,16 @@ class RegressionTask(OnlineTask):
       t = jnp.concatenate([picture, per_frame(batch["level"])], axis=1)
       noisy = flow.add_noise(clean, batch["noise"], t)
     velocity = forced(model, self.settings, clean, batch["history_noise"], noisy, t, conditions)
-    weight = (jnp.arange(clean.shape[1]) > 0).astype(jnp.float32)[None] * jnp.ones_like(t)
     if self.config.objective == "ode":
-      found, wanted = flow.velocity_to_clean(noisy, velocity, t), clean
-    else:
-      found, wanted = velocity, batch["noise"] - clean
+      return self.error(flow.velocity_to_clean(noisy, velocity, t), clean, clean), {}
+    return self.error(velocity, batch["noise"] - clean, clean), {}
+
+  def error(self, found: Array, wanted: Array, clean: Array) -> Array:
+    """Mean squared error over the chunks; `loss.motion` of it counts where the clip moves."""
+    weight = jnp.ones(clean.shape[:2]).at[:, 0].set(0.0)
     motion = self.config.loss.motion
     place = 1.0 - motion + motion * flow.motion_map(clean)
-    return flow.flow_loss(found, wanted, weight, place), {}
+    return flow.flow_loss(found, wanted, weight, place)
 
 
 def forced(

@@ -146,6 +146,8 @@ KEPT = (
   Kept("lip correlation", _heldout("lip_correlation")),
   Kept("mouth motion listening / speaking", _heldout("mouth_motion_listening"), True, ".1%"),
   Kept("mouth motion idle / speaking", _heldout("mouth_motion_idle"), True, ".1%"),
+  Kept("head motion listening", _heldout("liveliness_listening"), form=".0%"),
+  Kept("head motion idle", _heldout("liveliness_idle"), form=".0%"),
   Kept("nod F1", _heldout("nod_f1")),
   Kept("brows rise on a question", _heldout("brows_on_question"), form=".0%"),
   Kept("smile on laughter", _heldout("smile_on_laughter"), form=".0%"),

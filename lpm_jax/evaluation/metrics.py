@@ -21,6 +21,8 @@ REST_MARGIN = 4  # frames, one latent frame: the mouth may settle this long afte
 REST_OPENING = 0.05
 NOD_DEPTH = 0.1  # radians, two fifths of a full nod
 NOD_SECONDS = 0.5  # a nod falls and rises again within this time on each side
+HEAD = [POSE_INDEX[name] for name in ("yaw", "pitch", "roll")]
+HEAD_MOVES = 0.02  # radians, standard deviation: under it the scene's own head hardly moves
 NOD_WINDOW = (0.1, 0.8)  # seconds after the end of a partner's phrase
 
 
@@ -142,6 +144,29 @@ def mouth_motion(clips: Sequence[Measured]) -> dict[str, float]:
     "mouth_motion_speaking": motion[SPEAKING],
     "mouth_motion_idle": motion[IDLE] / speaking,
     "mouth_motion_listening": motion[LISTENING] / speaking,
+  }
+
+
+def head_motion(clip: Measured, states: Sequence[int]) -> float:
+  """How much of the scene's head motion is there in frames of these states; 1 at most.
+
+  More is not livelier: a head that shakes is no better than the scene's. NaN where fewer than
+  LIP_FRAMES frames are in these states, or the scene's own head hardly moves in them.
+  """
+  inside = np.isin(clip.state, states)
+  if inside.sum() < LIP_FRAMES:
+    return float("nan")
+  read, truth = (
+    float(pose[inside][:, HEAD].std(axis=0).mean()) for pose in (clip.read, clip.truth)
+  )
+  return min(read / truth, 1.0) if truth > HEAD_MOVES else float("nan")
+
+
+def liveliness(clips: Sequence[Measured]) -> dict[str, float]:
+  """`head_motion` while listening and while idle, each the mean over clips."""
+  names = {"liveliness_listening": LISTENING, "liveliness_idle": IDLE}
+  return {
+    name: mean([head_motion(clip, (state,)) for clip in clips]) for name, state in names.items()
   }
 
 

@@ -19,6 +19,8 @@ MEASURES = (
   ("lip_lag_frames", "lip lag, frames", "+.0f"),
   ("mouth_motion_listening", "mouth motion listening / speaking", ".1%"),
   ("mouth_motion_idle", "mouth motion idle / speaking", ".1%"),
+  ("liveliness_listening", "head motion listening, of the scene's", ".0%"),
+  ("liveliness_idle", "head motion idle, of the scene's", ".0%"),
   ("nod_precision", "nod precision", ".2f"),
   ("nod_recall", "nod recall", ".2f"),
   ("nod_f1", "nod F1", ".2f"),

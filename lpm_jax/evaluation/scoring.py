@@ -77,6 +77,7 @@ def performance(takes: Sequence[Take], chunk: int = CHUNK) -> dict[str, float]:
   for measure in (
     metrics.lip_sync,
     metrics.mouth_motion,
+    metrics.liveliness,
     metrics.nod_scores,
     metrics.reactions,
     metrics.gaze_shift,

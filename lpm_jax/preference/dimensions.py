@@ -12,14 +12,11 @@ import numpy as np
 
 from data_pipelines.clip import Clip, ClipError, EncodedClip, Measurements
 from data_pipelines.puppets.character import HIDDEN, visible_attributes
-from data_pipelines.puppets.pose import POSE_INDEX
 from lpm_jax.evaluation import actions, metrics, pixels
 from lpm_jax.evaluation.metrics import IDLE, LISTENING, SPEAKING, Measured
 from lpm_jax.evaluation.probe import Reading
 from lpm_jax.evaluation.scoring import measured_of
 
-HEAD = [POSE_INDEX[name] for name in ("yaw", "pitch", "roll")]
-MOVES = 0.02  # radians, standard deviation: under it the scene's own head hardly moves
 SEEN = 4  # frames in which an attribute has to be visible to be judged
 
 
@@ -88,21 +85,6 @@ def _reactions(one: Take) -> float:
   return metrics.mean([found["brows_on_question"], found["smile_on_laughter"]])
 
 
-def _liveliness(one: Take) -> float:
-  """How much of the scene's head motion is there while the character does not speak; 1 at most.
-
-  More is not livelier: a head that shakes is no better than the scene's.
-  """
-  inside = (one.scene.state == LISTENING) | (one.scene.state == IDLE)
-  if inside.sum() < metrics.LIP_FRAMES:
-    return math.nan
-  read, truth = (
-    float(pose[inside][:, HEAD].std(axis=0).mean())
-    for pose in (one.reading.pose, one.scene.truth["pose"])
-  )
-  return min(read / truth, 1.0) if truth > MOVES else math.nan
-
-
 def _identity(one: Take) -> float:
   """Mean probability of the truth over the hidden attributes that the scene shows."""
   visible, found = visible_attributes(one.scene.truth["pose"]), []
@@ -124,7 +106,11 @@ DIMENSIONS = {
   "gaze": Dimension(
     1, lambda one: metrics.gaze_shift([one.measured])["gaze_shift"], "Is the gaze natural?"
   ),
-  "liveliness": Dimension(1, _liveliness, "Is it alive while it listens or waits?"),
+  "liveliness": Dimension(
+    1,
+    lambda one: metrics.head_motion(one.measured, (LISTENING, IDLE)),
+    "Is it alive while it listens or waits?",
+  ),
   "actions": Dimension(
     1,
     lambda one: actions.action_scores([one.measured])["actions_recognised"],

@@ -34,12 +34,15 @@ class StreamSettings:
     refiner: timestep to which its result is noised again: T2.
     history: timestep of the history that the backbone sees, made by one more evaluation; None: it
       sees what the last evaluation of each chunk left, at the level of that one, at no cost.
+    temperature: standard deviation of the noise that is added at T1 and T2; training has 1. A model
+      that is not perfect leaves some of it in the picture: docs/decisions.md.
   """
 
   causal: ChunkCausal = ChunkCausal()
   backbone: tuple[float, ...] = (1.0, 0.757)
   refiner: float = 0.522
   history: float | None = 0.1
+  temperature: float = 1.0
 
   def __post_init__(self):
     falling = list(self.backbone) == sorted(set(self.backbone), reverse=True)
@@ -51,6 +54,8 @@ class StreamSettings:
         continue
       if level is None or not 0.0 <= level < 1.0:
         raise ValueError(f"{name}: found {level}, expected a timestep in [0, 1)")
+    if not 0.0 <= self.temperature <= 1.0:
+      raise ValueError(f"temperature: found {self.temperature}, expected a number in [0, 1]")
 
   def evaluations(self) -> tuple[int, int]:
     """Forward passes of backbone and refiner for a chunk, those that fill the caches included."""
@@ -58,11 +63,11 @@ class StreamSettings:
 
   def of_backbone(self) -> "Evaluations":
     """How the backbone makes a chunk."""
-    return Evaluations(self.backbone, self.history)
+    return Evaluations(self.backbone, self.history, self.temperature)
 
   def of_refiner(self) -> "Evaluations":
     """How the refiner makes a chunk."""
-    return Evaluations((self.refiner,), 0.0)
+    return Evaluations((self.refiner,), 0.0, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +78,19 @@ class Evaluations:
     levels: timesteps at which it predicts the chunk clean, one after the other.
     history: timestep at which it then reads its result once more for its cache; None: the cache
       takes what the last evaluation left.
+    temperature: standard deviation of the noise of levels below 1 (1 is noise alone).
   """
 
   levels: tuple[float, ...]
   history: float | None
+  temperature: float = 1.0
 
   def noises(self, key: Array, shape: tuple[int, ...]) -> Array:
-    """Noise of each evaluation of a chunk of `shape`, [evaluations, *shape]."""
-    return jax.random.normal(key, (len(self.levels) + bool(self.history), *shape))
+    """Noise of each evaluation of a chunk of `shape`, that of the history last; [n, *shape]."""
+    scales = [1.0 if level == 1.0 else self.temperature for level in self.levels]
+    scales += [1.0] * bool(self.history)
+    noise = jax.random.normal(key, (len(scales), *shape))
+    return noise * jnp.asarray(scales).reshape(-1, *[1] * len(shape))
 
 
 @struct.dataclass

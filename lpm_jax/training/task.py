@@ -15,6 +15,7 @@ TASKS = {
   "base": "lpm_jax.training.base.BaseTask",
   "preference": "lpm_jax.training.preference.PreferenceTask",
   "regression": "lpm_jax.distillation.regression.RegressionTask",
+  "refiner_start": "lpm_jax.distillation.refiner_start.RefinerStartTask",
   "off_policy": "lpm_jax.distillation.tasks.OffPolicyTask",
   "on_policy": "lpm_jax.distillation.tasks.OnPolicyTask",
   "refiner": "lpm_jax.distillation.tasks.RefinerTask",

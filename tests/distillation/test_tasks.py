@@ -26,6 +26,8 @@ from lpm_jax.models.attention import ChunkCausal
 from lpm_jax.models.lpm import LPM
 from lpm_jax.models.vae import VAEConfig, VideoVAE
 from lpm_jax.parallel.sharding import shard_batch
+from lpm_jax.streaming import sampler
+from lpm_jax.streaming.cache import StreamCache
 from lpm_jax.training import loop
 from lpm_jax.training.frozen import Frozen
 from lpm_jax.training.state import TrainState
@@ -108,7 +110,7 @@ loop.train(config_of(pathlib.Path(sys.argv[1]), sys.argv[3]), sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("stage", ("regression", "flow", "off_policy", "on_policy", "refiner"))
+@pytest.mark.parametrize("stage", online.STAGES)
 def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp_path, stage):
   config = config_of(folders, stage)
   whole = loop.train(config, str(tmp_path / "whole"))
@@ -205,6 +207,47 @@ def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, monkey
   loss, _ = setup.task.loss(model, batch, jax.random.key(0), jnp.int32(0))
   expected = np.square(seen[1][:, 1:]).mean()  # a velocity that is wrong by 1 misses by t
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_a_refiner_begins_with_what_a_stream_makes_of_a_trajectory(folders, monkeypatch):
+  setup, model = model_of(config_of(folders, "refiner_start"))
+  rng = np.random.default_rng(1)
+  for part in (model.backbone, model.student):  # fresh models predict zero
+    state = nnx.state(part)
+    nnx.update(part, jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), state))
+  dataset = setup.task.dataset(0)
+  batch = stack([dataset[i] for i in range(2)])
+  batch |= setup.task.draw(batch, jax.random.key(0))
+  monkeypatch.setattr(setup.task, "error", lambda found, wanted, clean: found)
+
+  def made(points: np.ndarray, first: int) -> np.ndarray:
+    given = batch | {"trajectory": points, "level": jnp.array([[first, 0]] * 2)}
+    found, _ = jax.jit(lambda given: setup.task.loss(model, given, None, None))(given)
+    return np.asarray(found[:, 1:4])
+
+  settings, points = setup.task.settings, batch["trajectory"].astype(np.float32)
+  beginning, chunks = heard.streamed_conditions(model.backbone, batch, 2, 3)
+  whole, past = heard.whole(beginning, chunks, 3), model.student.transformer.config.heard_before()
+  tracks = {name: sampler.audio_chunks(getattr(whole, name), 3, past) for name in heard.TRACKS}
+  conditions = jax.tree.map(lambda x: x[0], chunks.replace(**tracks))
+
+  def streamed(network, latents, noise, level):
+    cache = StreamCache.empty(network.remember(points[:, -1, :1], beginning), settings.causal)
+    past = sampler.past_of(network, cache, latents.shape)
+    return sampler.evaluate(network, past, latents, noise, level, conditions)[0]
+
+  noise = settings.temperature * batch["noise"][:, :, 1:4]
+  coarse = streamed(model.backbone.transformer, points[:, 0, 1:4], points[:, 0, 1:4], 1.0)
+  coarse = streamed(model.backbone.transformer, coarse, noise[:, 0], 0.757)
+  wanted = streamed(model.student.transformer, coarse, noise[:, 1], 0.522)
+  np.testing.assert_allclose(made(points, 0), wanted, atol=1e-4)
+  assert np.abs(wanted - coarse).mean() > 0.01
+  changed = points.copy()
+  changed[:, 0, 1:4] += 1.0
+  assert np.abs(made(changed, 0) - wanted).mean() > 1e-3
+  np.testing.assert_array_equal(made(changed, 1), made(points, 1))  # T0 is not looked at
+  changed[:, 1, 1:4] += 1.0
+  assert np.abs(made(changed, 1) - made(points, 1)).mean() > 1e-3
 
 
 def test_trajectories_of_other_levels_are_refused(folders, tmp_path):

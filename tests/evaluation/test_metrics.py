@@ -72,6 +72,18 @@ def nodding(at_s: list[float], depth: float = 0.15) -> np.ndarray:
   return -depth * sum(np.exp(-(((t - s) / 0.12) ** 2)) for s in at_s) + 0.01 * np.sin(t)
 
 
+def test_liveliness_is_the_share_of_the_scene_s_head_motion_by_state_and_never_more():
+  sway = 0.2 * np.sin(2 * np.pi * np.arange(FRAMES) / FPS)
+  half = np.concatenate([states(LISTENING, 72), states(IDLE, 73)])
+  gain = np.where(half == LISTENING, 0.5, 3.0)
+  clip = Measured(make_pose(FRAMES, yaw=gain * sway), make_pose(FRAMES, yaw=sway), half)
+  scores = metrics.liveliness([clip])
+  assert scores["liveliness_listening"] == pytest.approx(0.5, abs=0.01)
+  assert scores["liveliness_idle"] == 1.0
+  still = Measured(clip.read, make_pose(FRAMES), half)  # a scene without motion decides nothing
+  assert np.isnan(list(metrics.liveliness([still]).values())).all()
+
+
 def test_nod_detector_counts_nods_and_ignores_slow_drift():
   assert len(metrics.nod_frames(nodding([1.0, 2.5, 4.0]))) == 3
   assert metrics.nod_frames(np.linspace(0, -0.3, FRAMES)) == []

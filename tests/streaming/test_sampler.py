@@ -131,6 +131,16 @@ def test_without_a_level_the_history_is_what_the_last_evaluation_left(online):
 
 
 def test_settings_are_checked():
-  for wrong in (dict(backbone=(0.7, 1.0)), dict(backbone=()), dict(refiner=1.0), dict(history=1)):
+  wrongs = dict(backbone=(0.7, 1.0)), dict(backbone=()), dict(refiner=1.0), dict(history=1)
+  for wrong in (*wrongs, dict(temperature=1.5)):
     with pytest.raises(ValueError, match=next(iter(wrong))):
       StreamSettings(CAUSAL, **wrong)
+
+
+def test_temperature_scales_the_noise_that_is_added_to_latents_alone():
+  settings, key, shape = StreamSettings(CAUSAL, temperature=0.5), jax.random.key(0), (2, 3)
+  full = StreamSettings(CAUSAL)
+  scales = settings.of_backbone().noises(key, shape) / full.of_backbone().noises(key, shape)
+  np.testing.assert_array_equal(scales[:, 0, 0], [1.0, 0.5, 1.0])  # pure noise, T1, the history
+  scales = settings.of_refiner().noises(key, shape) / full.of_refiner().noises(key, shape)
+  np.testing.assert_array_equal(scales[:, 0, 0], [0.5])

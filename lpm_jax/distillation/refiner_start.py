@@ -1,0 +1,97 @@
+"""How the refiner begins: what the frozen backbone makes of a trajectory is led to its end."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
+
+from lpm_jax.diffusion import flow
+from lpm_jax.distillation import heard
+from lpm_jax.distillation.networks import Distilled, forced_velocity
+from lpm_jax.distillation.online_task import fill_student
+from lpm_jax.distillation.regression import RegressionTask, seen_history
+from lpm_jax.models.lpm import LPM
+from lpm_jax.models.transformer import VideoTransformer
+from lpm_jax.weights import loading
+
+
+class RefinerStartTask(RegressionTask):
+  """Regression of the refiner on the ends of trajectories, from the backbone's own errors.
+
+  The frozen backbone (folder `config.backbone`) makes each chunk, from T0 or a later point of the
+  trajectory as it is drawn, as in a stream; noised to T2, this is regressed on the trajectory's
+  end, with clean history. A refiner that were shown the trajectory's own state at T2 would learn
+  that its input is always right: it would keep whatever the backbone makes of a chunk, however far
+  from the chunk before.
+  """
+
+  def __init__(self, config: ConfigDict):
+    super().__init__(config)
+    if config.objective != "ode":
+      raise ValueError(f"objective: found {config.objective!r}, expected 'ode'")
+
+  def build(self, rngs: nnx.Rngs) -> Distilled:
+    """Student and backbone."""
+    frozen = self.config.get("frozen_dtype")
+    return Distilled(self.model_config, scores=False, backbone=True, frozen_dtype=frozen, rngs=rngs)
+
+  def initialiser(self) -> Callable[[Distilled], object]:
+    """Weights of the folders `config.student` and `config.backbone`."""
+
+    def fill(model: Distilled):
+      fill_student(self.config.student, model.student)
+      loading.initialiser(self.config.backbone, "backbone")(model.backbone)
+
+    return fill
+
+  def exported(self, model: Distilled) -> LPM:
+    """The student."""
+    return model.student
+
+  def streaming(self, model: Distilled) -> tuple[LPM, VideoTransformer]:
+    """The frozen backbone, and the student."""
+    return model.backbone, model.student.transformer
+
+  def draw(self, batch: dict, key: Array) -> dict[str, Array]:
+    """The evaluation that each chunk begins with, noise of the later ones and of histories."""
+    shape, count = batch["latents"].shape, len(self.settings.backbone)
+    of_level, of_noise, of_history = jax.random.split(key, 3)
+    return {
+      "level": jax.random.randint(of_level, (shape[0], self.chunks), 0, count),
+      "noise": jax.random.normal(of_noise, (shape[0], count, *shape[1:])),
+      "history_noise": jax.random.normal(of_history, shape),
+    }
+
+  def loss(self, model: Distilled, batch: dict, key: Array, step: Array):
+    """Mean squared error of clean latents over the chunks."""
+    del step
+    if "noise" not in batch:
+      batch = {**batch, **self.draw(batch, key)}
+    settings, points = self.settings, batch["trajectory"].astype(jnp.float32)
+    clean, noise = points[:, -1], settings.temperature * batch["noise"]
+    begins = jnp.repeat(batch["level"], self.frames, axis=1)
+    begins = jnp.pad(begins, ((0, 0), (1, 0)))[..., None, None, None]
+    # As in `RefinerTask`, both networks hear through the backbone's encoders.
+    streamed = heard.streamed_conditions(model.backbone, batch, self.chunks, self.frames)
+    conditions = jax.lax.stop_gradient(heard.whole(*streamed, self.frames))
+
+    def evaluate(network: VideoTransformer, history: tuple, noisy: Array, level: float) -> Array:
+      t = jnp.full(clean.shape[:2], level).at[:, 0].set(0.0)
+      velocity = forced_velocity(network, settings.causal, *history, noisy, t, conditions)
+      return flow.velocity_to_clean(noisy, velocity, t)
+
+    def renoised(latents: Array, index: int, level: float) -> Array:
+      return flow.add_noise(latents, noise[:, index], jnp.full(clean.shape[:2], level))
+
+    history, coarse = seen_history(settings, clean, batch["history_noise"]), clean
+    for i, level in enumerate(settings.backbone):
+      state = points[:, self.levels.index(level)]
+      noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))
+      coarse = evaluate(model.backbone.transformer, history, noisy, level)
+    noisy = renoised(jax.lax.stop_gradient(coarse), -1, settings.refiner)
+    history = clean, jnp.zeros(clean.shape[:2])
+    made = evaluate(model.student.transformer, history, noisy, settings.refiner)
+    return self.error(made, clean, clean), {}
