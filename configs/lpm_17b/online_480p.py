@@ -1,7 +1,7 @@
 """Online LPM at 17.435B, 832x480, in four stages (docs/distillation.md). Nobody has trained it.
 
   lpm distill --config=configs/lpm_17b/online_trajectories.py --workdir=data/lpm_trajectories
-  for STAGE in regression off_policy on_policy refiner: lpm distill \
+  for STAGE in regression off_policy on_policy refiner_start refiner: lpm distill \
     --config=configs/lpm_17b/online_480p.py:$STAGE,v5p_512 --workdir=gs://BUCKET/online/$STAGE
 
 and the weights in each stage's workdir go to the next one, --config.student=... Rates, update ratio
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.lpm_17b import base_480p, pods
 from configs.puppets import online
 
-STAGES = ("regression", "off_policy", "on_policy", "refiner")
+STAGES = ("regression", "off_policy", "on_policy", "refiner_start", "refiner")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -23,22 +23,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     raise ValueError(f"configs/lpm_17b/online_480p.py: found :{arg}, expected one of {STAGES}")
   c = pods.streams_on_pod(base_480p.get_config(), pod or "v5p_512")
   c.task, c.export = stage, "refiner" if stage == "refiner" else "backbone"
-  matching = stage != "regression"
+  matching = stage not in ("regression", "refiner_start")
   c.steps = dict(regression=3_000, off_policy=2_000).get(stage, 1_500)
 
   # weights: what learns, who teaches, and whose streams the refiner refines
-  c.student = "weights/lpm"
+  before = dict(
+    regression="weights/lpm",
+    off_policy="weights/lpm_regression",
+    on_policy="weights/lpm_off_policy",
+    refiner_start="weights/lpm_regression",
+    refiner="weights/lpm_refiner_start",
+  )
+  c.student = before[stage]
   c.teacher = "weights/lpm"
   c.backbone = "weights/lpm_on_policy"
-  if stage in ("off_policy", "on_policy"):
-    c.student = dict(off_policy="weights/lpm_regression", on_policy="weights/lpm_off_policy")[stage]
   c.frozen_dtype = "bfloat16"  # of teacher and frozen backbone
 
   # data: the picture and five chunks, 31 of the 32 latents
   c.data.chunks = 5
   c.data.latent_frames = 31
   c.data.slots = 4
-  if stage == "regression":
+  if not matching:
     c.data.path = "data/lpm_trajectories"
     c.levels = (1.0, 0.757, 0.522, 0.0)  # of the trajectories
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs.puppets import base
 
 STEPS = dict(
-  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=220, refiner=120
+  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=220, refiner=150
 )
 STAGES = tuple(STEPS)
 REGRESSIONS = ("regression", "flow", "refiner_start")  # the others match distributions

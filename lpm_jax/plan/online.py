@@ -3,6 +3,7 @@
 import functools
 
 from lpm_jax.distillation.online_task import OnlineTask
+from lpm_jax.distillation.refiner_start import RefinerStartTask
 from lpm_jax.distillation.tasks import MatchingTask, OffPolicyTask, OnPolicyTask
 from lpm_jax.models.attention import ChunkCausal, GridMask, TeacherForcing
 from lpm_jax.models.audio import FRAMES_PER_LATENT as AUDIO_TOKENS
@@ -42,7 +43,8 @@ class _Clip:
     """A step of any stage."""
     task = self.task
     if not isinstance(task, MatchingTask):
-      return 3 * self.forced()
+      frozen = len(task.settings.backbone) if isinstance(task, RefinerStartTask) else 0
+      return (3 + frozen) * self.forced()
     turn = 1 / task.config.loss.every
     branches = 1 if tuple(task.config.loss.guidance) == (1.0, 1.0) else 3
     scores = (3 + branches * turn) * self.window()

@@ -13,7 +13,7 @@ from jax import ShapeDtypeStruct as Shape
 from ml_collections import ConfigDict
 
 from configs.puppets import online as puppets
-from lpm_jax.distillation import tasks
+from lpm_jax.distillation import heard, tasks
 from lpm_jax.distillation.replay import SCOPE
 from lpm_jax.distillation.rollout import EVALUATION
 from lpm_jax.models.attention import ChunkCausal
@@ -28,10 +28,15 @@ libtpu = pytest.mark.skipif(
   not compiled.compiler_is_there(), reason="libtpu, the TPU compiler, is not installed"
 )
 
+STARTS = ("regression", "refiner_start")
+
 
 def config_of(stage: str) -> ConfigDict:
   config = puppets.get_config(f"{stage},tiny")
   config.data.height = config.data.width = 32
+  if stage in STARTS:
+    config.levels = (1.0, 0.757, 0.522, 0.0)  # no trajectories are needed
+    config.data.path = "no_such_folder"
   return config
 
 
@@ -125,6 +130,29 @@ def test_a_stream_s_chunks_hold_what_its_age_allows():
   each = 4 * 3 * 3 * 4**2 * config.width * config.layers  # to see one chunk more
   young, old = clip.chunk(1), clip.chunk(2)  # held: 0, 1 and 0, 1, 2, 2
   assert old - young == pytest.approx((1.25 - 0.5) * each)
+
+
+def test_a_refiner_begins_with_two_passes_of_the_backbone_more_than_a_regression():
+  """In the traced losses, encoders left out, and in the closed form, which counts backward too."""
+
+  def passes(stage: str) -> float:
+    step = traced(stage)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: step.task.build(nnx.Rngs(0))))
+    batch = step.batch | jax.eval_shape(step.task.draw, step.batch, jax.random.key(0))
+
+    def loss(state, batch):
+      return step.task.loss(nnx.merge(graphdef, state), batch, None, None)
+
+    def encoded(state, batch):
+      model = nnx.merge(graphdef, state)
+      lpm = model if stage == "regression" else model.backbone
+      return heard.streamed_conditions(lpm, batch, step.task.chunks, step.task.frames)
+
+    return count(loss, state, batch) - count(encoded, state, batch)
+
+  assert passes("refiner_start") == pytest.approx(3 * passes("regression"), rel=0.01)
+  closed = [online.clip_flops(traced(stage).task, grid=4, slots=2) for stage in STARTS]
+  assert closed[1] / closed[0] == pytest.approx((3 + 2) / 3)
 
 
 @libtpu
