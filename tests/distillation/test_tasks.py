@@ -35,6 +35,7 @@ from lpm_jax.training.step import CompiledStep, make_step
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
 from tests.children import with_devices
+from tests.training.job import Job
 from tests.training.test_base import encoded_clip, rows_of
 
 SETTINGS = TrajectorySettings(
@@ -310,22 +311,23 @@ def test_streams_go_on_from_step_to_step_with_their_own_character(folders):
   assert [moved(a, references[0]) for a in references] == [False, False, False, True]
 
 
-SHARDED = """
-import sys
-from tests.distillation.test_tasks import *
-c = config_of(pathlib.Path(sys.argv[1]), "on_policy")
-c.steps, c.sharding.mesh = 2, {"data": 1, "fsdp": 2}
-loop.train(c, sys.argv[2])
-"""
-
-
-def test_sharded_equals_unsharded(folders, tmp_path):
-  words = [sys.executable, "-c", SHARDED, str(folders), str(tmp_path / "two")]
-  subprocess.run(words, check=True, env=with_devices(2))
-  config = config_of(folders, "on_policy")
+@pytest.fixture(scope="module")
+def alone(folders: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Two steps on policy on one device."""
+  config, workdir = config_of(folders, "on_policy"), tmp_path_factory.mktemp("alone")
   config.steps = 2
-  loop.train(config, str(tmp_path / "one"))
-  one, two = (rows_of(tmp_path / name) for name in ("one", "two"))
+  loop.train(config, str(workdir))
+  return workdir
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sharded_equals_unsharded(folders, alone, tmp_path, processes):
+  """Over two devices, of one process or of two, which draw the same exits."""
+  sizes = dict(processes=processes, devices=2 // processes)
+  changes, module = {"folder": str(folders)}, "tests.distillation.child"
+  with Job(tmp_path / "two", changes, module=module, **sizes) as job:
+    assert job.codes() == [0] * processes, job.everything()
+  one, two = rows_of(alone), rows_of(tmp_path / "two")
   assert len(one) == len(two) == 2
   for a, b in zip(one, two, strict=True):
     for key in ("fake_loss", "matching_loss", "grad_norm"):
