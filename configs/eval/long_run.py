@@ -2,7 +2,7 @@
 
   python -m data_pipelines.puppets.showcase --workdir=runs/dialogue --characters=1 --scenes=30
   lpm stream --config=configs/puppets/stream.py --config.inputs=runs/dialogue/character1 \\
-    --config.minutes=45 --config.repeat=True --workdir=runs/long
+    --config.minutes=120 --config.repeat=True --config.scale=2 --workdir=runs/long
   lpm evaluate --config=configs/eval/long_run.py --config.inputs=runs/dialogue/character1 \\
     --config.video=runs/long/stream.mp4 --workdir=runs/long
 

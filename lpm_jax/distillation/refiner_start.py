@@ -88,7 +88,7 @@ class RefinerStartTask(RegressionTask):
 
     history, coarse = seen_history(settings, clean, batch["history_noise"]), clean
     for i, level in enumerate(settings.backbone):
-      state = points[:, self.levels.index(level)]
+      state = points[:, self.levels.index(level)]  # every chunk begins with the first or later
       noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))
       coarse = evaluate(model.backbone.transformer, history, noisy, level)
     noisy = renoised(jax.lax.stop_gradient(coarse), -1, settings.refiner)

@@ -156,13 +156,15 @@ def test_a_refiner_begins_with_two_passes_of_the_backbone_more_than_a_regression
 
 
 @libtpu
-def test_a_stage_is_compiled_for_a_topology():
+def test_a_stage_is_compiled_and_its_turns_make_a_step_longer():
   config = puppets.get_config("on_policy,tiny")
   config.topology, config.codegen, config.batch_size = "v5p:2x2x1", False, 4
   config.sharding.mesh = dict(fsdp=2, data=-1)
   found = train.report(config)
   assert found["memory"]["fits"] and found["shares"][tasks.TURN] == 0.5
   assert found["time"]["step"] > 0 and found["work"]["convention"] == online.CONVENTION
+  config.loss.every = 1
+  assert train.report(config)["time"]["step"] > found["time"]["step"]
 
 
 AT_17B = """
