@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   c.loss = ConfigDict()
   c.loss.shift = 3.0  # Wan2.1 at 480p
-  c.loss.motion = 0.0
+  c.loss.update(motion=0.0, own_given=0.0)
   c.loss.update(drop_text=0.1, drop_speak=0.1, drop_listen=0.1)
 
   # stages: the trunk is trained already, so what is new learns first and the rest follows slowly

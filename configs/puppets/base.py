@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   c.loss = ConfigDict()
   c.loss.shift = 2.5
-  c.loss.update(motion=0.5, twins=0.5)
+  c.loss.update(motion=0.5, twins=0.5, own_given=0.0)
   c.loss.update(drop_text=0.1, drop_speak=0.1, drop_listen=0.1)
 
   # stages: clip kinds by weight, probabilities of references and of a start within the clip. Lips

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 from ml_collections import ConfigDict
 
 from data_pipelines.clip import ClipError, EncodedClip
@@ -25,6 +26,7 @@ from data_pipelines.loader import (
 from data_pipelines.records import RecordSource
 from data_pipelines.silence import silent_clip
 from lpm_jax.diffusion import flow
+from lpm_jax.models.conditions import Conditions
 from lpm_jax.models.lpm import LPM, LPMConfig
 from lpm_jax.training import samples
 from lpm_jax.training.audio import load_encoders as load_audio
@@ -33,6 +35,7 @@ from lpm_jax.weights.shipped import config_from_dict
 
 CONDITIONS = ("text", "speak", "listen")
 VALIDATION_SEED = 20
+OWN_UP_TO = 0.8  # timestep; above, an evaluation says little of what a window was given
 TWINS_FROM = 0.4  # timestep; below, x_t itself tells twins apart
 
 
@@ -42,8 +45,8 @@ class BaseTask:
   Args:
     config: training config with `model` (fields of LPMConfig), `data` (path, validation,
       latent_frames, slots; twins, a folder, for stages of twins), `loss` (shift, motion, twins,
-      drop_text, drop_speak, drop_listen), `stages`, `audio`, a folder of pretrained audio encoders
-      or "", and optionally `frozen`, the frozen encoders that run while training
+      own_given, drop_text, drop_speak, drop_listen), `stages`, `audio`, a folder of pretrained
+      audio encoders or "", and optionally `frozen`, the frozen encoders that run while training
       (`features.load_encoders`) where clips do not store features.
   """
 
@@ -162,11 +165,12 @@ class BaseTask:
       for name, value in example.items()
     }
 
-  def draw(self, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+  def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """What the loss draws for each clip of a batch: timestep, noise, and conditions to drop.
 
     The timestep is uniform in [0, 1], then shifted, one per clip; text and each track are dropped
-    independently.
+    independently. With probability `loss.own_given` a window that starts within a clip is given
+    what the model makes of its first latents at `own_t`.
     """
     settings = self.config.loss
     keys = dict(zip(("t", "noise", *CONDITIONS), jax.random.split(key, 5), strict=True))
@@ -176,9 +180,16 @@ class BaseTask:
       for name in CONDITIONS
     }
     t = flow.sample_timesteps(keys["t"], len(latents), settings.shift)
-    return {"t": t, "noise": jax.random.normal(keys["noise"], latents.shape), **drops}
+    drawn = {"t": t, "noise": jax.random.normal(keys["noise"], latents.shape), **drops}
+    if settings.own_given:
+      chosen, level, noise = jax.random.split(jax.random.fold_in(key, len(keys)), 3)
+      chosen = jax.random.bernoulli(chosen, settings.own_given, t.shape) & (batch["known"] > 1)
+      level = jax.random.uniform(level, t.shape, maxval=OWN_UP_TO)
+      drawn["own_t"] = jnp.where(chosen, level, 0.0)
+      drawn["own_noise"] = jax.random.normal(noise, latents.shape)
+    return drawn
 
-  def loss(self, model: LPM, batch: dict, key: jax.Array, step: jax.Array):
+  def loss(self, model: LPM, batch: dict, key: Array, step: Array):
     """Flow-matching loss over the latent frames that are not given clean.
 
     `loss.motion` is the share of the loss that counts where the batch moves. What `draw` makes is
@@ -197,7 +208,8 @@ class BaseTask:
     if twins:
       noise = flow.twin_noise(latents, noise, t)
     conditions = samples.encode_window(model, batch)
-    velocity = model(flow.add_noise(latents, noise, t), t, conditions, batch["time"])
+    seen = self._as_made(model, latents, conditions, batch) if "own_t" in batch else latents
+    velocity = model(flow.add_noise(seen, noise, t), t, conditions, batch["time"])
     settings, weight = self.config.loss, unknown.astype(jnp.float32)
     place = 1.0 - settings.motion + settings.motion * flow.motion_map(latents)
     loss = flow.flow_loss(velocity, noise - latents, weight, place)
@@ -205,6 +217,23 @@ class BaseTask:
       return loss, {}
     apart = flow.twin_loss(velocity, noise - latents, weight)
     return loss + settings.twins * apart, {"flow_loss": loss, "twin_loss": apart}
+
+  @staticmethod
+  def _as_made(model: LPM, latents: Array, conditions: Conditions, batch: dict) -> Array:
+    """Latents whose given ones are the model's own, made in one evaluation at `own_t`.
+
+    A window of a long video is given what an earlier one has made. A model that has seen nothing
+    but clips there reads its own errors as part of the scene, and every window adds to them.
+    """
+    t = jnp.broadcast_to(batch["own_t"][:, None], latents.shape[:2])
+    given = jnp.arange(latents.shape[1]) < batch["known"][:, None]
+
+    def made() -> Array:
+      noisy = flow.add_noise(latents, batch["own_noise"], t)
+      clean = flow.velocity_to_clean(noisy, model(noisy, t, conditions, batch["time"]), t)
+      return jnp.where(given[..., None, None, None], clean, latents)
+
+    return jax.lax.stop_gradient(jax.lax.cond((t > 0).any(), made, lambda: latents))
 
   def exported(self, model: nnx.Module) -> LPM:
     """The part of the model that makes videos and is exported."""
@@ -236,8 +265,8 @@ class BaseTask:
     return {f"validation_{name}": float(np.mean([row[name] for row in found])) for name in found[0]}
 
   @functools.cached_property
-  def _validation(self) -> Callable[..., dict[str, jax.Array]]:
-    def of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict, key: jax.Array) -> dict:
+  def _validation(self) -> Callable[..., dict[str, Array]]:
+    def of(graphdef: nnx.GraphDef, state: nnx.State, batch: dict, key: Array) -> dict:
       step = jnp.zeros((), jnp.int32)
       loss, metrics = self.loss(nnx.merge(graphdef, state), batch, key, step)
       return {"loss": loss, **metrics}
@@ -258,7 +287,7 @@ def complete(
   return example
 
 
-def _joined_twins(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _joined_twins(batch: dict[str, Array]) -> dict[str, Array]:
   """Clips, then their twins, as one batch of twice the size."""
   own = {name: x for name, x in batch.items() if not name.startswith("twin_")}
   return {name: jnp.concatenate([x, batch.get(f"twin_{name}", x)]) for name, x in own.items()}

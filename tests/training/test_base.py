@@ -194,6 +194,53 @@ def test_given_latents_are_clean_at_timestep_zero_and_carry_no_loss(config: Conf
   assert float(loss) < 100
 
 
+def test_a_window_within_a_clip_is_given_what_the_model_makes_of_its_first_latents(
+  config: ConfigDict,
+):
+  changed = ConfigDict(config.to_dict())
+  changed.loss.update(own_given=1.0, motion=0.0)  # clips weigh places by how they move
+  task, plain = BaseTask(changed), BaseTask(config)
+  dataset = task.dataset(0)
+  batch = stack([dataset[i] for i in range(4)])
+  batch["known"] = np.array([1, 2, 2, 1], np.int32)
+  model = task.build(nnx.Rngs(0))
+  rng = np.random.default_rng(1)  # fresh models predict zero
+  state = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), nnx.state(model))
+  graphdef, key = nnx.graphdef(model), jax.random.key(3)
+  drawn = task.draw(batch, key)
+  before = plain.draw(batch, key)
+  assert set(drawn) - set(before) == {"own_t", "own_noise"}
+  for name, value in before.items():  # recipes without it keep their draws
+    np.testing.assert_array_equal(drawn[name], value)
+  np.testing.assert_array_equal(drawn["own_t"] > 0, [False, True, True, False])
+
+  def seen(state: nnx.State, batch: dict) -> jax.Array:
+    model = nnx.merge(graphdef, state)
+    conditions = samples.encode_window(model, batch)
+    return task._as_made(model, batch["latents"].astype(jnp.float32), conditions, batch)
+
+  batch |= drawn
+  latents = np.asarray(batch["latents"], np.float32)
+  t = np.broadcast_to(batch["own_t"][:, None], latents.shape[:2])[..., None, None, None]
+  noisy = (1 - t) * latents + t * batch["own_noise"]
+  model = nnx.merge(graphdef, state)
+  conditions = samples.encode_window(model, batch)
+  made = noisy - t * model(noisy, jnp.asarray(t[..., 0, 0, 0]), conditions, batch["time"])
+  found = np.asarray(jax.jit(seen)(state, batch))
+  np.testing.assert_allclose(found[1:3, :2], made[1:3, :2], atol=1e-5)
+  assert np.abs(made[1:3, :2] - latents[1:3, :2]).mean() > 0.01
+  np.testing.assert_array_equal(found[:, 2:], latents[:, 2:])
+  np.testing.assert_array_equal(found[[0, 3]], latents[[0, 3]])
+
+  # Nothing flows back to what was given: as if a clip had begun like that.
+  run = jax.jit(jax.value_and_grad(lambda s, b: task.loss(nnx.merge(graphdef, s), b, None, 0)[0]))
+  loss = run(state, batch)
+  del batch["own_t"]
+  expected = run(state, {**batch, "latents": found})
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), loss, expected)
+  assert abs(float(run(state, batch)[0] - loss[0])) > 1e-4
+
+
 def test_sample_videos_show_model_and_clip_side_by_side(
   config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
