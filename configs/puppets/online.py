@@ -62,6 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   if not matching:
     c.objective = "flow" if stage == "flow" else "ode"
+    c.loss.update(rounds=1, steps=2.0)  # `:refiner_start`: own history, steps of latents
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5

@@ -23,9 +23,12 @@ class RefinerStartTask(RegressionTask):
 
   The frozen backbone (folder `config.backbone`) makes each chunk, from T0 or a later point of the
   trajectory as it is drawn, as in a stream; noised to T2, this is regressed on the trajectory's
-  end, with clean history. A refiner that were shown the trajectory's own state at T2 would learn
-  that its input is always right: it would keep whatever the backbone makes of a chunk, however far
-  from the chunk before.
+  end. A refiner that were shown the trajectory's own state at T2 would learn that its input is
+  always right: it would keep whatever the backbone makes of a chunk, however far from the chunk
+  before. Nor is its history always right: it is the student's own, `loss.rounds` times refined with
+  what the round before has made as history (as many rounds as chunks are the stream itself). And
+  `loss.steps` weighs how far steps from latent to latent are from the trajectory's: where the
+  chunk before has an error, the next one shall leave it step by step.
   """
 
   def __init__(self, config: ConfigDict):
@@ -92,6 +95,20 @@ class RefinerStartTask(RegressionTask):
       noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))
       coarse = evaluate(model.backbone.transformer, history, noisy, level)
     noisy = renoised(jax.lax.stop_gradient(coarse), -1, settings.refiner)
-    history = clean, jnp.zeros(clean.shape[:2])
-    made = evaluate(model.student.transformer, history, noisy, settings.refiner)
-    return self.error(made, clean, clean), {}
+    own = clean
+    for _ in range(self.config.loss.rounds + 1):
+      history = own = jax.lax.stop_gradient(own)
+      made = evaluate(
+        model.student.transformer, (own, jnp.zeros(clean.shape[:2])), noisy, settings.refiner
+      )
+      own = made.at[:, 0].set(clean[:, 0])
+    error = self.error(made, clean, clean)
+    steps = self.error(self._steps(made, history), self._steps(clean, clean), clean)
+    return error + self.config.loss.steps * steps, {"error": error, "step_error": steps}
+
+  def _steps(self, latents: Array, history: Array) -> Array:
+    """What each latent adds to the one before, which for the first of a chunk is its history's."""
+    before = jnp.roll(latents, 1, axis=1)
+    first = jnp.arange(latents.shape[1]) % self.frames == 1 % self.frames
+    before = jnp.where(first[:, None, None, None], jnp.roll(history, 1, axis=1), before)
+    return (latents - before).at[:, 0].set(0.0)

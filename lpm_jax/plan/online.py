@@ -43,8 +43,10 @@ class _Clip:
     """A step of any stage."""
     task = self.task
     if not isinstance(task, MatchingTask):
-      frozen = len(task.settings.backbone) if isinstance(task, RefinerStartTask) else 0
-      return (3 + frozen) * self.forced()
+      before = 0
+      if isinstance(task, RefinerStartTask):
+        before = len(task.settings.backbone) + task.config.loss.rounds
+      return (3 + before) * self.forced()
     turn = 1 / task.config.loss.every
     branches = 1 if tuple(task.config.loss.guidance) == (1.0, 1.0) else 3
     scores = (3 + branches * turn) * self.window()

@@ -211,44 +211,84 @@ def test_a_student_that_knows_where_trajectories_end_has_no_loss(folders, monkey
 
 
 def test_a_refiner_begins_with_what_a_stream_makes_of_a_trajectory(folders, monkeypatch):
-  setup, model = model_of(config_of(folders, "refiner_start"))
-  rng = np.random.default_rng(1)
-  for part in (model.backbone, model.student):  # fresh models predict zero
-    state = nnx.state(part)
-    nnx.update(part, jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), state))
+  setup, model = begun_refiner(folders)
   dataset = setup.task.dataset(0)
   batch = stack([dataset[i] for i in range(2)])
   batch |= setup.task.draw(batch, jax.random.key(0))
+  # What is regressed itself, in place of errors.
   monkeypatch.setattr(setup.task, "error", lambda found, wanted, clean: found)
 
   def made(points: np.ndarray, first: int) -> np.ndarray:
     given = batch | {"trajectory": points, "level": jnp.array([[first, 0]] * 2)}
-    found, _ = jax.jit(lambda given: setup.task.loss(model, given, None, None))(given)
-    return np.asarray(found[:, 1:4])
+    _, found = jax.jit(lambda given: setup.task.loss(model, given, None, None))(given)
+    return np.asarray(found["error"][:, 1:])
 
   settings, points = setup.task.settings, batch["trajectory"].astype(np.float32)
   beginning, chunks = heard.streamed_conditions(model.backbone, batch, 2, 3)
   whole, past = heard.whole(beginning, chunks, 3), model.student.transformer.config.heard_before()
   tracks = {name: sampler.audio_chunks(getattr(whole, name), 3, past) for name in heard.TRACKS}
-  conditions = jax.tree.map(lambda x: x[0], chunks.replace(**tracks))
+  chunks, noise = chunks.replace(**tracks), settings.temperature * batch["noise"]
+  cut = (slice(1, 4), slice(4, 7))
 
-  def streamed(network, latents, noise, level):
-    cache = StreamCache.empty(network.remember(points[:, -1, :1], beginning), settings.causal)
+  def begun(network):
+    return StreamCache.empty(network.remember(points[:, -1, :1], beginning), settings.causal)
+
+  def evaluated(network, cache, latents, noise, level, chunk):
     past = sampler.past_of(network, cache, latents.shape)
-    return sampler.evaluate(network, past, latents, noise, level, conditions)[0]
+    conditions = jax.tree.map(lambda x: x[chunk], chunks)
+    return sampler.evaluate(network, past, latents, noise, level, conditions)
 
-  noise = settings.temperature * batch["noise"][:, :, 1:4]
-  coarse = streamed(model.backbone.transformer, points[:, 0, 1:4], points[:, 0, 1:4], 1.0)
-  coarse = streamed(model.backbone.transformer, coarse, noise[:, 0], 0.757)
-  wanted = streamed(model.student.transformer, coarse, noise[:, 1], 0.522)
-  np.testing.assert_allclose(made(points, 0), wanted, atol=1e-4)
-  assert np.abs(wanted - coarse).mean() > 0.01
+  # The backbone sees what truly was, as it sees its history; the refiner sees what it has made.
+  networks = model.backbone.transformer, model.student.transformer
+  caches, wanted = [begun(network) for network in networks], []
+  for i, own in enumerate(cut):
+    coarse = points[:, 0, own]
+    for level, added in ((1.0, points[:, 0, own]), (0.757, noise[:, 0, own])):
+      coarse, _ = evaluated(networks[0], caches[0], coarse, added, level, i)
+    refined, _ = evaluated(networks[1], caches[1], coarse, noise[:, 1, own], 0.522, i)
+    seen = points[:, -1, own], batch["history_noise"][:, own], settings.history
+    _, left = evaluated(networks[0], caches[0], *seen, i)
+    _, kept = evaluated(networks[1], caches[1], refined, jnp.zeros_like(refined), 0.0, i)
+    caches = [cache.pushed(each) for cache, each in zip(caches, (left, kept), strict=True)]
+    wanted.append(refined)
+    assert np.abs(refined - coarse).mean() > 0.01
+  wanted = np.concatenate(wanted, axis=1)
+  np.testing.assert_allclose(made(points, 0), wanted, atol=2e-4)
+  setup.task.config.loss.rounds = 0
+  other = made(points, 0)
+  np.testing.assert_allclose(other[:, :3], wanted[:, :3], atol=1e-4)
+  assert np.abs(other[:, 3:] - wanted[:, 3:]).mean() > 1e-3  # it saw the trajectory's end
   changed = points.copy()
   changed[:, 0, 1:4] += 1.0
-  assert np.abs(made(changed, 0) - wanted).mean() > 1e-3
+  assert np.abs(made(changed, 0) - other)[:, :3].mean() > 1e-3
   np.testing.assert_array_equal(made(changed, 1), made(points, 1))  # T0 is not looked at
   changed[:, 1, 1:4] += 1.0
-  assert np.abs(made(changed, 1) - made(points, 1)).mean() > 1e-3
+  assert np.abs(made(changed, 1) - made(points, 1))[:, :3].mean() > 1e-3
+
+
+def begun_refiner(folder: pathlib.Path) -> tuple[loop.Setup, nnx.Module]:
+  setup, model = model_of(config_of(folder, "refiner_start"))
+  rng = np.random.default_rng(1)
+  for part in (model.backbone, model.student):  # fresh models predict zero
+    state = nnx.state(part)
+    nnx.update(part, jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), state))
+  return setup, model
+
+
+def test_a_refiner_that_keeps_the_error_of_a_chunk_has_no_wrong_steps_but_the_first(folders):
+  setup, _ = begun_refiner(folders)
+  rng = np.random.default_rng(2)
+  clean, history = rng.normal(size=(2, 2, 7, 4, 4, 16)).astype(np.float32)
+  history[:, 0] = clean[:, 0]
+  steps = lambda latents, history: np.asarray(setup.task._steps(latents, history))  # noqa: E731
+  np.testing.assert_allclose(steps(clean, clean)[:, 1:], np.diff(clean, axis=1), atol=1e-6)
+  off = clean.copy()
+  off[:, 1:] += 0.5
+  wrong = steps(off, off.copy()) - steps(clean, clean)
+  np.testing.assert_allclose(wrong.mean((0, 2, 3, 4)), [0, 0.5, 0, 0, 0, 0, 0], atol=1e-6)
+  seen = steps(off, history) - steps(clean, clean)  # borders count from what was seen
+  np.testing.assert_allclose(seen[:, 4], off[:, 4] - history[:, 3] - np.diff(clean, axis=1)[:, 3])
+  np.testing.assert_allclose(seen[:, 5:], 0.0, atol=1e-6)
 
 
 def test_trajectories_of_other_levels_are_refused(folders, tmp_path):
