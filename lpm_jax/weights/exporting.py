@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from lpm_jax.models.transformer import TransformerConfig
@@ -18,7 +17,7 @@ from lpm_jax.weights.importing import ADDITIONS
 from lpm_jax.weights.layout import Entry
 from lpm_jax.weights.parameters import Parameters, open_parameters
 from lpm_jax.weights.public import KINDS, PublicModel, public_model
-from lpm_jax.weights.shipped import WeightsError, flat_state
+from lpm_jax.weights.shipped import WeightsError, flat_state, write_tensors
 
 SHARD_BYTES = 1 << 30
 DTYPES = {"stored": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -99,7 +98,7 @@ def write_shards(folder: str | os.PathLike, stem: str, tensors: Iterable[tuple[s
   total = size = 0
 
   def flush():
-    save_file(pending, folder / f".{stem}.{len(shards)}.tmp", metadata={"format": "pt"})
+    write_tensors(folder / f".{stem}.{len(shards)}.tmp", pending, {"format": "pt"})
     shards.append(list(pending))
     pending.clear()
 

@@ -49,10 +49,18 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray], config
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
-    save_file(tensors, temporary, metadata={"config": json.dumps(config)})
+    write_tensors(temporary, tensors, {"config": json.dumps(config)})
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]):
+  """`save_file`, with the rights of any new file: safetensors leaves its files to their owner."""
+  save_file(tensors, path, metadata=metadata)
+  masked = os.umask(0)
+  os.umask(masked)
+  path.chmod(0o666 & ~masked)
 
 
 def read_config(path: str | os.PathLike) -> dict:

@@ -75,19 +75,6 @@ def config_of(folder: pathlib.Path, stage: str) -> ConfigDict:
   return c
 
 
-@pytest.fixture(autouse=True, scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory):
-  """Programs are kept on disk: a run that is resumed does not compile anew."""
-  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-  before = [getattr(jax.config, name) for name in names]
-  shared = tmp_path_factory.getbasetemp().parent / "programs"  # by all workers
-  for name, value in zip(names, (str(shared), 0.5), strict=True):
-    jax.config.update(name, value)
-  yield
-  for name, value in zip(names, before, strict=True):
-    jax.config.update(name, value)
-
-
 @functools.cache
 def batch_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   dataset = make_task(config_of(folder, "flow")).dataset(0)
@@ -97,7 +84,6 @@ def batch_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 KILLED = """
 import os, signal, sys
 from tests.distillation.test_tasks import *
-jax.config.update("jax_compilation_cache_dir", sys.argv[4])
 save = loop._Run._save
 
 def killed(run, done, *args, **kwargs):
@@ -116,7 +102,7 @@ def test_a_stage_trains_resumes_bit_for_bit_and_exports_its_student(folders, tmp
   config = config_of(folders, stage)
   whole = loop.train(config, str(tmp_path / "whole"))
   words = [sys.executable, "-c", KILLED, str(folders), str(tmp_path / "parts"), stage]
-  ended = subprocess.run([*words, jax.config.jax_compilation_cache_dir], env=with_devices(1))
+  ended = subprocess.run(words, env=with_devices(1))
   assert ended.returncode == -signal.SIGKILL
   assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["2"]
   parts = loop.train(config, str(tmp_path / "parts"))

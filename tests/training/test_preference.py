@@ -24,7 +24,6 @@ from lpm_jax.training.preference import preference_loss
 from lpm_jax.training.task import make_task
 from lpm_jax.weights import shipped
 from tests.children import with_devices
-from tests.distillation.test_tasks import programs  # noqa: F401  (resumed runs compile once)
 from tests.training.test_base import encoded_clip, rows_of
 
 FRAMES = 4

@@ -24,6 +24,8 @@ def test_saved_weights_come_back_with_their_config(tmp_path):
   again = shipped.load_module(tmp_path / "net.safetensors", Net(4, rngs=nnx.Rngs(1)))
   np.testing.assert_array_equal(outputs(again), outputs(net))
   assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+  (tmp_path / "any").touch()
+  assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_a_wrong_shape_names_the_tensor(tmp_path):
