@@ -103,8 +103,10 @@ class RefinerStartTask(RegressionTask):
       )
       own = made.at[:, 0].set(clean[:, 0])
     error = self.error(made, clean, clean)
-    steps = self.error(self._steps(made, history), self._steps(clean, clean), clean)
-    return error + self.config.loss.steps * steps, {"error": error, "step_error": steps}
+    apart = jnp.abs(self._steps(made, history) - self._steps(clean, clean)).mean(axis=(0, 2, 3, 4))
+    border, *inner = apart[1:].reshape(self.chunks, self.frames).mean(axis=0)
+    steps = {"border_error": border, "step_error": sum(inner) / max(len(inner), 1)}
+    return error + self.config.loss.steps * sum(steps.values()), {"error": error, **steps}
 
   def _steps(self, latents: Array, history: Array) -> Array:
     """What each latent adds to the one before, which for the first of a chunk is its history's."""
