@@ -6,7 +6,8 @@
   lpm distill --config=configs/puppets/online.py:refiner_start --workdir=runs/online/4_start
   lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
 
-`:refiner_start` leads what the backbone makes of trajectories to their ends. `:flow` takes the
+`:refiner_start` leads what the backbone makes of trajectories to their ends (what ships had four
+runs of it, 690 steps in all, while its loss became what it is). `:flow` takes the
 place of `:regression` and needs no trajectories: clips, chunk by chunk. `:STAGE,tiny` is a model of
 a few thousand parameters. docs/distillation.md explains all, and says what came of it: the shipped
 weights left `:off_policy` out.
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from configs.puppets import base
 
 STEPS = dict(
-  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=220, refiner=150
+  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=600, refiner=100
 )
 STAGES = tuple(STEPS)
 REGRESSIONS = ("regression", "flow", "refiner_start")  # the others match distributions
@@ -62,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   if not matching:
     c.objective = "flow" if stage == "flow" else "ode"
-    c.loss.update(rounds=1, steps=2.0)  # `:refiner_start`: own history, steps of latents
+    c.loss.update(rounds=1, steps=1.5)  # `:refiner_start`: own history, steps of latents
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5

@@ -12,7 +12,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     raise ValueError(f"configs/puppets/pack.py: found :{arg}, expected none")
   c = ConfigDict()
   c.files = ConfigDict()  # NAME.safetensors -> the folder where it lies
-  c.files.base = "runs/references_again/weights"  # of base_references.py:again
+  c.files.base = "runs/extension/weights"
   c.files.backbone = "runs/online/3/weights"
   c.files.refiner = "runs/online/4/weights"
   return c
