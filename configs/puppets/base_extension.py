@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from configs.puppets import base_references
 
 
-def get_config() -> ConfigDict:
-  """Starts from the weights in `config.init`, which base_references.py:again leaves."""
+def get_config(arg: str | None = None) -> ConfigDict:
+  """Starts from the weights in `config.init`, which base_references.py:again leaves; no presets."""
+  if arg:
+    raise ValueError(f"configs/puppets/base_extension.py: found :{arg}, expected none")
   c = base_references.get_config("again")
   c.init = "runs/references_again/weights"
   c.loss.own_given = 0.7

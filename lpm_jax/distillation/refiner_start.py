@@ -95,22 +95,17 @@ class RefinerStartTask(RegressionTask):
       noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))
       coarse = evaluate(model.backbone.transformer, history, noisy, level)
     noisy = renoised(jax.lax.stop_gradient(coarse), -1, settings.refiner)
-    own = clean
+    made, level = clean, jnp.zeros(clean.shape[:2])
     for _ in range(self.config.loss.rounds + 1):
-      history = own = jax.lax.stop_gradient(own)
-      made = evaluate(
-        model.student.transformer, (own, jnp.zeros(clean.shape[:2])), noisy, settings.refiner
-      )
-      own = made.at[:, 0].set(clean[:, 0])
+      own = jax.lax.stop_gradient(made).at[:, 0].set(clean[:, 0])
+      made = evaluate(model.student.transformer, (own, level), noisy, settings.refiner)
     error = self.error(made, clean, clean)
-    apart = jnp.abs(self._steps(made, history) - self._steps(clean, clean)).mean(axis=(0, 2, 3, 4))
-    border, *inner = apart[1:].reshape(self.chunks, self.frames).mean(axis=0)
+    apart = jnp.abs(self._steps(made, own) - self._steps(clean, clean)).mean(axis=(0, 2, 3, 4))
+    border, *inner = apart.reshape(self.chunks, self.frames).mean(axis=0)
     steps = {"border_error": border, "step_error": sum(inner) / max(len(inner), 1)}
     return error + self.config.loss.steps * sum(steps.values()), {"error": error, **steps}
 
   def _steps(self, latents: Array, history: Array) -> Array:
-    """What each latent adds to the one before, which for the first of a chunk is its history's."""
-    before = jnp.roll(latents, 1, axis=1)
-    first = jnp.arange(latents.shape[1]) % self.frames == 1 % self.frames
-    before = jnp.where(first[:, None, None, None], jnp.roll(history, 1, axis=1), before)
-    return (latents - before).at[:, 0].set(0.0)
+    """What each latent [B, F - 1, ...] adds to the one before, at borders to the history's."""
+    before = latents[:, :-1].at[:, :: self.frames].set(history[:, : -1 : self.frames])
+    return latents[:, 1:] - before

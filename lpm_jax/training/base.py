@@ -231,9 +231,9 @@ class BaseTask:
     def made() -> Array:
       noisy = flow.add_noise(latents, batch["own_noise"], t)
       clean = flow.velocity_to_clean(noisy, model(noisy, t, conditions, batch["time"]), t)
-      return jnp.where(given[..., None, None, None], clean, latents)
+      return jax.lax.stop_gradient(jnp.where(given[..., None, None, None], clean, latents))
 
-    return jax.lax.stop_gradient(jax.lax.cond((t > 0).any(), made, lambda: latents))
+    return jax.lax.cond((t > 0).any(), made, lambda: latents)
 
   def exported(self, model: nnx.Module) -> LPM:
     """The part of the model that makes videos and is exported."""
