@@ -8,9 +8,34 @@ they start keep what they compile in one folder, which goes with the tests.
 import os
 import tempfile
 
+import pytest
+
+# The files that take longest, longest first: begun last, one of them keeps a single worker busy.
+LONG = (
+  "distillation/test_resume",
+  "models/test_context",
+  "distillation/test_tasks",
+  "distillation/test_rollout",
+  "training/test_base",
+  "training/test_processes",
+  "training/test_preference",
+  "training/test_autoencoder",
+  "streaming/test_pipeline",
+)
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   programs = tempfile.TemporaryDirectory(prefix="programs-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+  """Long files first, the others as they were found."""
+
+  def place(item: pytest.Item) -> int:
+    name = item.path.parent.name + "/" + item.path.stem
+    return LONG.index(name) if name in LONG else len(LONG)
+
+  items.sort(key=place)

@@ -53,7 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   if not matching:
     c.objective = "ode"
-    c.loss.update(rounds=1, steps=1.5)  # refiner_start: own history, steps of latents
+    # refiner_start: own history, steps of latents, all channels alike
+    c.loss.update(rounds=1, steps=1.5, visible=False)
   else:
     c.loss = ConfigDict(dict(shift=3.0, guidance=(3.5, 3.5), every=5, regression=0.25))
     c.loss.update(horizon=8, corrupted=0.2, corrupted_to=0.5)

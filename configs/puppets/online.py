@@ -63,7 +63,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # loss
   if not matching:
     c.objective = "flow" if stage == "flow" else "ode"
-    c.loss.update(rounds=1, steps=1.5)  # `:refiner_start`: own history, steps of latents
+    # `:refiner_start`: own history, steps of latents, channels as they are seen
+    c.loss.update(rounds=1, steps=1.5, visible=not tiny)
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5

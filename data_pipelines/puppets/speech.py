@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import pathlib
+import threading
 
 import numpy as np
 from scipy import signal
@@ -114,8 +115,10 @@ class _Engine:
   """The engine, freshly loaded: its oscillators remember earlier speech, and no call resets them.
 
   Loading anew takes about a millisecond and makes each utterance independent of what was said
-  before.
+  before. The library is one for the whole process, so one thread at a time has it.
   """
+
+  alone = threading.Lock()
 
   def __enter__(self) -> ctypes.CDLL:
     library_path, data_path = _engine_paths()
@@ -149,7 +152,7 @@ def _synthesise(text: str, voice: str, parameters: dict[int, int]):
         name = bytes(event[i].id.string).decode(errors="ignore")
         events.append((event[i].audio_position, name))
 
-  with _Engine() as engine:
+  with _Engine.alone, _Engine() as engine:
     if engine.espeak_SetVoiceByName(voice.encode()) != 0:
       raise SpeechError(f"espeak-ng has no voice {voice!r}")
     for parameter, value in parameters.items():

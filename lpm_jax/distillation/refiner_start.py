@@ -1,9 +1,10 @@
-"""How the refiner begins: what the frozen backbone makes of a trajectory is led to its end."""
+"""How the refiner begins: what the frozen backbone makes is led back to where it came from."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
@@ -19,22 +20,29 @@ from lpm_jax.weights import loading
 
 
 class RefinerStartTask(RegressionTask):
-  """Regression of the refiner on the ends of trajectories, from the backbone's own errors.
+  """Regression of the refiner on trajectories' ends or clips, from the backbone's own errors.
 
-  The frozen backbone (folder `config.backbone`) makes each chunk, from T0 or a later point of the
-  trajectory as it is drawn, as in a stream; noised to T2, this is regressed on the trajectory's
-  end. A refiner that were shown the trajectory's own state at T2 would learn that its input is
-  always right: it would keep whatever the backbone makes of a chunk, however far from the chunk
-  before. Nor is its history always right: it is the student's own, `loss.rounds` times refined with
-  what the round before has made as history (as many rounds as chunks are the stream itself). And
-  `loss.steps` weighs how far steps from latent to latent are from the trajectory's: where the
-  chunk before has an error, the next one shall leave it step by step.
+  The frozen backbone (folder `config.backbone`) makes each chunk as in a stream; noised to T2, this
+  is regressed on where it came from. For `config.objective` "ode" a chunk begins at T0 or a later
+  point of a trajectory, as it is drawn; for "flow" behind T0, where it is the clip itself, noised:
+  a clip rests where trajectories, which a model has made, do not quite. A refiner that were shown
+  the true state at T2 would learn that its input is always right: it would keep whatever the
+  backbone makes of a chunk, however far from the chunk before. Nor is its history always right: it
+  is the student's own, `loss.rounds` times refined with what the round before has made as history
+  (as many rounds as chunks are the stream itself). And `loss.steps` weighs how far steps from
+  latent to latent are from the true ones: where the chunk before has an error, the next one shall
+  leave it step by step. With `loss.visible` every channel counts as much as it is seen
+  (`VideoVAE.channel_gains` of the autoencoder `evaluation.vae`).
   """
 
   def __init__(self, config: ConfigDict):
     super().__init__(config)
-    if config.objective != "ode":
-      raise ValueError(f"objective: found {config.objective!r}, expected 'ode'")
+    if config.objective == "flow" and len(self.settings.backbone) < 2:
+      raise ValueError(f"stream.backbone: found {self.settings.backbone}, expected a T1 for clips")
+    self.gains = np.ones(self.model_config.transformer.channels, np.float32)
+    if config.loss.visible:
+      vae = loading.load_vae(config.evaluation.vae)
+      self.gains = np.asarray(nnx.jit(lambda vae: vae.channel_gains())(vae))
 
   def build(self, rngs: nnx.Rngs) -> Distilled:
     """Student and backbone."""
@@ -61,9 +69,10 @@ class RefinerStartTask(RegressionTask):
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """The evaluation that each chunk begins with, noise of the later ones and of histories."""
     shape, count = batch["latents"].shape, len(self.settings.backbone)
+    first = int(self.config.objective == "flow")
     of_level, of_noise, of_history = jax.random.split(key, 3)
     return {
-      "level": jax.random.randint(of_level, (shape[0], self.chunks), 0, count),
+      "level": jax.random.randint(of_level, (shape[0], self.chunks), first, count),
       "noise": jax.random.normal(of_noise, (shape[0], count, *shape[1:])),
       "history_noise": jax.random.normal(of_history, shape),
     }
@@ -73,8 +82,8 @@ class RefinerStartTask(RegressionTask):
     del step
     if "noise" not in batch:
       batch = {**batch, **self.draw(batch, key)}
-    settings, points = self.settings, batch["trajectory"].astype(jnp.float32)
-    clean, noise = points[:, -1], settings.temperature * batch["noise"]
+    settings, ode = self.settings, self.config.objective == "ode"
+    clean = (batch["trajectory"][:, -1] if ode else batch["latents"]).astype(jnp.float32)
     begins = jnp.repeat(batch["level"], self.frames, axis=1)
     begins = jnp.pad(begins, ((0, 0), (1, 0)))[..., None, None, None]
     # As in `RefinerTask`, both networks hear through the backbone's encoders.
@@ -86,12 +95,18 @@ class RefinerStartTask(RegressionTask):
       velocity = forced_velocity(network, settings.causal, *history, noisy, t, conditions)
       return flow.velocity_to_clean(noisy, velocity, t)
 
-    def renoised(latents: Array, index: int, level: float) -> Array:
-      return flow.add_noise(latents, noise[:, index], jnp.full(clean.shape[:2], level))
+    def renoised(x: Array, index: int, level: float, scale: float = settings.temperature) -> Array:
+      noise = scale * batch["noise"][:, index]
+      return flow.add_noise(x, noise, jnp.full(clean.shape[:2], level))
 
     history, coarse = seen_history(settings, clean, batch["history_noise"]), clean
     for i, level in enumerate(settings.backbone):
-      state = points[:, self.levels.index(level)]  # every chunk begins with the first or later
+      if ode:
+        state = batch["trajectory"][:, self.levels.index(level)].astype(jnp.float32)
+      elif i == 0:
+        continue  # no chunk begins here
+      else:
+        state = renoised(clean, i - 1, level, 1.0)
       noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))
       coarse = evaluate(model.backbone.transformer, history, noisy, level)
     noisy = renoised(jax.lax.stop_gradient(coarse), -1, settings.refiner)
@@ -99,8 +114,10 @@ class RefinerStartTask(RegressionTask):
     for _ in range(self.config.loss.rounds + 1):
       own = jax.lax.stop_gradient(made).at[:, 0].set(clean[:, 0])
       made = evaluate(model.student.transformer, (own, level), noisy, settings.refiner)
-    error = self.error(made, clean, clean)
-    apart = jnp.abs(self._steps(made, own) - self._steps(clean, clean)).mean(axis=(0, 2, 3, 4))
+    seen = jnp.sqrt(self.gains)
+    error = self.error(made * seen, clean * seen, clean)
+    apart = jnp.abs(self._steps(made, own) - self._steps(clean, clean)) * self.gains
+    apart = apart.mean(axis=(0, 2, 3, 4))
     border, *inner = apart.reshape(self.chunks, self.frames).mean(axis=0)
     steps = {"border_error": border, "step_error": sum(inner) / max(len(inner), 1)}
     return error + self.config.loss.steps * sum(steps.values()), {"error": error, **steps}

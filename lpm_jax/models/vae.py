@@ -173,6 +173,23 @@ class VideoVAE(nnx.Module):
     """The inverse of `normalise`."""
     return latents * self.latent_std[...] + self.latent_mean[...]
 
+  def channel_gains(self) -> Array:
+    """How much of each latent channel is seen: fp32 [C], 1 in the mean.
+
+    The norm of what a unit of it, in the middle of a small picture, changes in the decoded video.
+    Latents have a variance of 1 in every channel, but a few carry most of what pixels do.
+    """
+    still = jnp.zeros((1, 3, 3, 3, self.config.latent_channels))
+
+    def decode(latents: Array) -> Array:
+      return self.decode_posterior(self.denormalise(latents))
+
+    def gain(channel: Array) -> Array:
+      return jnp.linalg.norm(decode(still.at[0, 1, 1, 1, channel].set(1.0)) - decode(still))
+
+    gains = jax.lax.map(gain, jnp.arange(still.shape[-1]))
+    return gains / gains.mean()
+
   def init_encode_cache(self, batch: int, height: int, width: int) -> VAECache:
     """Empty cache of a stream of videos of height x width pixels."""
     video = jax.ShapeDtypeStruct((batch, 1, height, width, 3), jnp.float32)

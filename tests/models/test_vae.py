@@ -198,6 +198,16 @@ def test_puppets_size_is_small_enough_to_ship():
   assert sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))) < 1_500_000
 
 
+def test_gains_of_channels_are_the_lengths_of_what_they_add():
+  """Where the network is silent the decoder is a linear map: rows, times deviations."""
+  model = _drawn(TINY)
+  for leaf in jax.tree.leaves(model.decoder.head, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+    leaf[...] = jnp.zeros_like(leaf[...])
+  gains = nnx.jit(lambda vae: vae.channel_gains())(model)
+  rows = np.linalg.norm(model.shortcut.rest.decode[...], axis=1) * model.latent_std[...]
+  np.testing.assert_allclose(gains, rows / rows.mean(), rtol=1e-4)
+
+
 def test_normalisation_is_undone_by_decode(vae, run):
   latents = 0.1 * _latents(5)
   mean = latents * vae.latent_std[...] + vae.latent_mean[...]

@@ -1,5 +1,7 @@
 """Speech, sentences and mouth shapes."""
 
+import concurrent.futures
+import functools
 import itertools
 import sys
 
@@ -46,6 +48,16 @@ def test_same_words_sound_the_same_whatever_was_said_before():
   speech.speak("ganz andere Wörter", "de+m1")
   speech.speak.cache_clear()
   assert np.array_equal(first, speech.speak("a warm summer", "en+f2").audio)
+
+
+def test_threads_speak_one_after_the_other():
+  words = [f"summer number {i}" for i in range(8)]
+  say = functools.partial(speech.speak.__wrapped__, voice="en+f2")
+  alone = [say(text).audio for text in words]
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    together = [said.audio for said in threads.map(say, words)]
+  for a, b in zip(alone, together, strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_pitch_and_speed_change_the_speech():
