@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   if not matching:
     c.objective = "ode"
     # refiner_start: own history, steps of latents, all channels alike
-    c.loss.update(rounds=1, steps=1.5, visible=False)
+    c.loss.update(rounds=1, steps=1.5, visible=False, shared=0.0)
   else:
     c.loss = ConfigDict(dict(shift=3.0, guidance=(3.5, 3.5), every=5, regression=0.25))
     c.loss.update(horizon=8, corrupted=0.2, corrupted_to=0.5)

@@ -4,13 +4,14 @@
   lpm distill --config=configs/puppets/online.py:off_policy --workdir=runs/online/2
   lpm distill --config=configs/puppets/online.py:on_policy --workdir=runs/online/3
   lpm distill --config=configs/puppets/online.py:refiner_start --workdir=runs/online/4_start
+  lpm distill --config=configs/puppets/online.py:refiner_clips --workdir=runs/online/4_clips
   lpm distill --config=configs/puppets/online.py:refiner --workdir=runs/online/4
 
-`:refiner_start` leads what the backbone makes of trajectories to their ends (what ships had four
-runs of it, 690 steps in all, while its loss became what it is). `:flow` takes the
-place of `:regression` and needs no trajectories: clips, chunk by chunk. `:STAGE,tiny` is a model of
-a few thousand parameters. docs/distillation.md explains all, and says what came of it: the shipped
-weights left `:off_policy` out.
+`:refiner_start` leads what the backbone makes of trajectories to their ends, `:refiner_clips` what
+it makes of clips back to them (what ships had seven runs of the two, while their loss became what
+it is: the model card has them). `:flow` takes the place of `:regression` and needs no trajectories:
+clips, chunk by chunk. `:STAGE,tiny` is a model of a few thousand parameters. docs/distillation.md
+explains all, and says what came of it: the shipped weights left `:off_policy` out.
 """
 
 from ml_collections import ConfigDict
@@ -18,10 +19,18 @@ from ml_collections import ConfigDict
 from configs.puppets import base
 
 STEPS = dict(
-  regression=600, flow=1_200, off_policy=120, on_policy=450, refiner_start=600, refiner=100
+  regression=600,
+  flow=1_200,
+  off_policy=120,
+  on_policy=450,
+  refiner_start=600,
+  refiner_clips=900,
+  refiner=100,
 )
 STAGES = tuple(STEPS)
-REGRESSIONS = ("regression", "flow", "refiner_start")  # the others match distributions
+REGRESSIONS = ("regression", "flow", "refiner_start", "refiner_clips")  # others match distributions
+OF_CLIPS = ("flow", "refiner_clips")  # regressions that need no trajectories
+TASKS = dict(flow="regression", refiner_clips="refiner_start")  # of a stage that has another name
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -32,15 +41,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
   tiny = size == "tiny"
   c = base.get_config("tiny" if tiny else None)
   matching = stage not in REGRESSIONS
-  c.task = "regression" if stage == "flow" else stage
+  c.task = TASKS.get(stage, stage)
   c.export = "refiner" if stage == "refiner" else "backbone"
   c.batch_size = 2 if tiny else 8
   c.steps = 4 if tiny else STEPS[stage]
 
   # weights: what learns, who teaches, and whose streams the refiner refines
   c.student = "puppets" if stage in ("regression", "flow") else "runs/online/1/weights"
-  if stage == "refiner":
-    c.student = "runs/online/4_start/weights"
+  if stage in ("refiner_clips", "refiner"):
+    c.student = f"runs/online/4_{'start' if stage == 'refiner_clips' else 'clips'}/weights"
   c.teacher = "puppets"
   c.backbone = "runs/online/3/weights"
 
@@ -62,9 +71,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   # loss
   if not matching:
-    c.objective = "flow" if stage == "flow" else "ode"
-    # `:refiner_start`: own history, steps of latents, channels as they are seen
-    c.loss.update(rounds=1, steps=1.5, visible=not tiny)
+    c.objective = "flow" if stage in OF_CLIPS else "ode"
+    # of the refiner: own history, steps of latents, channels as they are seen, noise of chunks
+    c.loss.update(rounds=1, steps=1.5, visible=not tiny, shared=0.5)
   else:
     c.loss = ConfigDict()
     c.loss.shift = 2.5

@@ -25,14 +25,17 @@ class RefinerStartTask(RegressionTask):
   The frozen backbone (folder `config.backbone`) makes each chunk as in a stream; noised to T2, this
   is regressed on where it came from. For `config.objective` "ode" a chunk begins at T0 or a later
   point of a trajectory, as it is drawn; for "flow" behind T0, where it is the clip itself, noised:
-  a clip rests where trajectories, which a model has made, do not quite. A refiner that were shown
-  the true state at T2 would learn that its input is always right: it would keep whatever the
-  backbone makes of a chunk, however far from the chunk before. Nor is its history always right: it
-  is the student's own, `loss.rounds` times refined with what the round before has made as history
-  (as many rounds as chunks are the stream itself). And `loss.steps` weighs how far steps from
-  latent to latent are from the true ones: where the chunk before has an error, the next one shall
-  leave it step by step. With `loss.visible` every channel counts as much as it is seen
-  (`VideoVAE.channel_gains` of the autoencoder `evaluation.vae`).
+  a clip rests where trajectories, which a model has made, do not quite. All latents of a chunk have
+  `loss.shared` of that noise (of its variance) in common, so that what the backbone does wrong is
+  wrong in the whole chunk, as in a stream.
+
+  A refiner that were shown the true state at T2 would learn that its input is always right: it
+  would keep whatever the backbone makes of a chunk, however far from the chunk before. Nor is its
+  history always right: it is the student's own, `loss.rounds` times refined with what the round
+  before has made as history (as many rounds as chunks are the stream itself). And `loss.steps`
+  weighs how far steps from latent to latent are from the true ones: where the chunk before has an
+  error, the next one shall leave it step by step. With `loss.visible` every channel counts as much
+  as it is seen (`VideoVAE.channel_gains` of the autoencoder `evaluation.vae`).
   """
 
   def __init__(self, config: ConfigDict):
@@ -69,11 +72,17 @@ class RefinerStartTask(RegressionTask):
   def draw(self, batch: dict, key: Array) -> dict[str, Array]:
     """The evaluation that each chunk begins with, noise of the later ones and of histories."""
     shape, count = batch["latents"].shape, len(self.settings.backbone)
-    first = int(self.config.objective == "flow")
-    of_level, of_noise, of_history = jax.random.split(key, 3)
+    of_level, of_noise, of_history, of_chunks = jax.random.split(key, 4)
+    noise, first = jax.random.normal(of_noise, (shape[0], count, *shape[1:])), 0
+    if self.config.objective == "flow":
+      first, shared = 1, self.config.loss.shared
+      common = jax.random.normal(of_chunks, (shape[0], count - 1, self.chunks, *shape[2:]))
+      common = jnp.repeat(common, self.frames, axis=2)
+      mixed = shared**0.5 * common + (1.0 - shared) ** 0.5 * noise[:, :-1, 1:]
+      noise = noise.at[:, :-1, 1:].set(mixed)
     return {
       "level": jax.random.randint(of_level, (shape[0], self.chunks), first, count),
-      "noise": jax.random.normal(of_noise, (shape[0], count, *shape[1:])),
+      "noise": noise,
       "history_noise": jax.random.normal(of_history, shape),
     }
 

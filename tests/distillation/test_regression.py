@@ -118,12 +118,14 @@ def begun_refiner(folder: pathlib.Path) -> tuple[loop.Setup, nnx.Module]:
 
 def test_a_clip_is_a_trajectory_that_goes_straight(folders):
   setup, model = begun_refiner(folders)
-  config = config_of(folders, "refiner_start")
-  config.objective, config.data.path = "flow", str(folders / "train")
+  config = config_of(folders, "refiner_clips")
   of_clips, batch = make_task(config), batch_of(folders)
   batch = batch | of_clips.draw(batch, jax.random.key(1))
   assert (np.asarray(batch["level"]) == 1).all()
   clean, noise = batch["latents"].astype(np.float32), batch["noise"][:, 0]
+  alike = np.corrcoef(noise[:, 1:].swapaxes(0, 1).reshape(6, -1))  # chunks of three
+  np.testing.assert_allclose(alike[np.triu_indices(3, 1)], 0.5, atol=0.15)
+  np.testing.assert_allclose(alike[:3, 3:], 0.0, atol=0.15)
   points = np.zeros((2, 4, *clean.shape[1:]), np.float32)  # nothing begins at T0 or T2
   points[:, 1] = flow.add_noise(clean, noise, jnp.full(clean.shape[:2], 0.757))
   points[:, 3] = clean
