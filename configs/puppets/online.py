@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.stream.backbone = (1.0, 0.757)
   c.stream.refiner = 0.522
   c.stream.history = 0.1
-  c.stream.temperature = 0.5
+  c.stream.temperature = 0.2 if stage == "refiner" else 0.5  # streams have 0.2
 
   # loss
   if not matching:
