@@ -6,6 +6,7 @@ they start keep what they compile in one folder, which goes with the tests.
 """
 
 import os
+import sys
 import tempfile
 
 import pytest
@@ -29,6 +30,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   programs = tempfile.TemporaryDirectory(prefix="programs-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+  """Compiled programs go with the file that needed them: all together would be 18 GB."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):

@@ -128,6 +128,7 @@ class _Engine:
     )
     if rate <= 0:
       raise SpeechError(f"espeak-ng does not start with its data at {data_path}")
+    self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise; its seed was the time
     self.library.sample_rate = rate
     return self.library
 

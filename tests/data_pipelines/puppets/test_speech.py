@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import itertools
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -44,8 +45,9 @@ def test_every_phone_of_every_language_has_a_mouth_shape():
 
 
 def test_same_words_sound_the_same_whatever_was_said_before():
-  first = speech.speak("a warm summer", "en+f2").audio
+  first = speech.speak("a warm summer", "en+f2").audio  # with breath, which is noise
   speech.speak("ganz andere Wörter", "de+m1")
+  time.sleep(1.1)  # the engine's own seed is the second of the clock
   speech.speak.cache_clear()
   assert np.array_equal(first, speech.speak("a warm summer", "en+f2").audio)
 
