@@ -33,11 +33,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_of_one_file():
-  """Compiled programs go with the file that needed them: all together would be 18 GB."""
+def programs_of_a_few_files():
+  """Where compiled programs have filled much memory, they go with the file that was the last."""
   yield
   if "jax" in sys.modules:
-    sys.modules["jax"].clear_caches()
+    from lpm_jax.stream import resident_bytes  # JAX is not imported before its options are set
+
+    if resident_bytes() > 4e9:
+      sys.modules["jax"].clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
