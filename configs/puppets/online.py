@@ -47,9 +47,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.steps = 4 if tiny else STEPS[stage]
 
   # weights: what learns, who teaches, and whose streams the refiner refines
-  c.student = "puppets" if stage in ("regression", "flow") else "runs/online/1/weights"
-  if stage in ("refiner_clips", "refiner"):
-    c.student = f"runs/online/4_{'start' if stage == 'refiner_clips' else 'clips'}/weights"
+  before = dict(
+    regression="puppets",
+    flow="puppets",
+    refiner_clips="runs/online/4_start/weights",
+    refiner="runs/online/4_clips/weights",
+  )
+  c.student = before.get(stage, "runs/online/1/weights")
   c.teacher = "puppets"
   c.backbone = "runs/online/3/weights"
 

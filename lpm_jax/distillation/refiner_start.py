@@ -40,7 +40,8 @@ class RefinerStartTask(RegressionTask):
 
   def __init__(self, config: ConfigDict):
     super().__init__(config)
-    if config.objective == "flow" and len(self.settings.backbone) < 2:
+    self.first = int(config.objective == "flow")  # of the evaluations that a chunk can begin with
+    if len(self.settings.backbone) <= self.first:
       raise ValueError(f"stream.backbone: found {self.settings.backbone}, expected a T1 for clips")
     self.gains = np.ones(self.model_config.transformer.channels, np.float32)
     if config.loss.visible:
@@ -73,15 +74,15 @@ class RefinerStartTask(RegressionTask):
     """The evaluation that each chunk begins with, noise of the later ones and of histories."""
     shape, count = batch["latents"].shape, len(self.settings.backbone)
     of_level, of_noise, of_history, of_chunks = jax.random.split(key, 4)
-    noise, first = jax.random.normal(of_noise, (shape[0], count, *shape[1:])), 0
+    noise = jax.random.normal(of_noise, (shape[0], count, *shape[1:]))
     if self.config.objective == "flow":
-      first, shared = 1, self.config.loss.shared
+      shared = self.config.loss.shared
       common = jax.random.normal(of_chunks, (shape[0], count - 1, self.chunks, *shape[2:]))
       common = jnp.repeat(common, self.frames, axis=2)
       mixed = shared**0.5 * common + (1.0 - shared) ** 0.5 * noise[:, :-1, 1:]
       noise = noise.at[:, :-1, 1:].set(mixed)
     return {
-      "level": jax.random.randint(of_level, (shape[0], self.chunks), first, count),
+      "level": jax.random.randint(of_level, (shape[0], self.chunks), self.first, count),
       "noise": noise,
       "history_noise": jax.random.normal(of_history, shape),
     }
@@ -109,11 +110,9 @@ class RefinerStartTask(RegressionTask):
       return flow.add_noise(x, noise, jnp.full(clean.shape[:2], level))
 
     history, coarse = seen_history(settings, clean, batch["history_noise"]), clean
-    for i, level in enumerate(settings.backbone):
+    for i, level in enumerate(settings.backbone[self.first :], self.first):
       if ode:
         state = batch["trajectory"][:, self.levels.index(level)].astype(jnp.float32)
-      elif i == 0:
-        continue  # no chunk begins here
       else:
         state = renoised(clean, i - 1, level, 1.0)
       noisy = jnp.where(begins >= i, state, renoised(coarse, i - 1, level))

@@ -180,12 +180,11 @@ class VideoVAE(nnx.Module):
     Latents have a variance of 1 in every channel, but a few carry most of what pixels do.
     """
     still = jnp.zeros((1, 3, 3, 3, self.config.latent_channels))
-
-    def decode(latents: Array) -> Array:
-      return self.decode_posterior(self.denormalise(latents))
+    seen = self.decode_posterior(self.denormalise(still))
 
     def gain(channel: Array) -> Array:
-      return jnp.linalg.norm(decode(still.at[0, 1, 1, 1, channel].set(1.0)) - decode(still))
+      unit = self.denormalise(still.at[0, 1, 1, 1, channel].set(1.0))
+      return jnp.linalg.norm(self.decode_posterior(unit) - seen)
 
     gains = jax.lax.map(gain, jnp.arange(still.shape[-1]))
     return gains / gains.mean()

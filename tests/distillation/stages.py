@@ -24,7 +24,7 @@ SETTINGS = TrajectorySettings(
 
 def config_of(folder: pathlib.Path, stage: str) -> ConfigDict:
   c = online.get_config(f"{stage},tiny")
-  clips = "trajectories" if stage in ("regression", "refiner_start") else "train"
+  clips = "trajectories" if c.get("objective") == "ode" else "train"
   c.data.path, c.data.validation = str(folder / clips), ""
   c.data.height = c.data.width = 32  # clips of 4 x 4 latents
   c.student = c.teacher = c.backbone = str(folder / "weights")

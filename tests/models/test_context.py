@@ -54,7 +54,7 @@ SHAPES = {
   "ring": {"fsdp": 2, "context": 4},
 }
 # A ring looks at pieces of a mask; the others have all the keys of a query in one place.
-CASES = {"all": ("ring",), "chunks": ("ulysses", "ring"), "teacher": ("gather", "ring")}
+CASES = {"all": ("gather", "ring"), "chunks": ("ulysses", "ring"), "teacher": ("gather", "ring")}
 for name, exchanges in CASES.items():
   placed, mask = state, MASKS[name]
   expected = gradient(base, mask)
@@ -64,9 +64,11 @@ for name, exchanges in CASES.items():
 
 wide = dataclasses.replace(small.TINY, heads=2, width=256, attention="splash")
 state = placed = nnx.state(small.make_model(wide))
-for name in ("chunks", "teacher"):
-  placed, mask = state, MASKS[name]
+for name, mask in MASKS.items():
+  placed = state
   expected = gradient(dataclasses.replace(wide, attention="dense"), mask)
+  if name == "teacher":
+    check(wide, mask, {"fsdp": 1}, expected)
   check(dataclasses.replace(wide, exchange="ring"), mask, {"context": 2}, expected)
   print(name, "splash")
 """
@@ -79,4 +81,4 @@ def test_every_exchange_mask_and_kernel_equals_one_device():
     capture_output=True,
     text=True,
   )
-  assert len(done.stdout.splitlines()) == 7, done.stdout + done.stderr[-3000:]
+  assert len(done.stdout.splitlines()) == 9, done.stdout + done.stderr[-3000:]
